@@ -1,0 +1,28 @@
+# Everything runs in .venv, made on first use from the pinned constraints.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: sweep test lint ui clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+sweep: .venv/.installed   ## the demo, or: make sweep ARGS='data.kwargs.toml_config_path=… …'
+	$(BIN)/python -m sesttune.sweep $(ARGS)
+
+test: .venv/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: .venv/.installed
+	$(BIN)/python -m sesttune.ui $(ARGS)
+
+clean:
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,83 @@
+"""What every command shares: exit codes, logging, and reading its configuration.
+
+Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
+(printed as one line), 130 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+
+Main = Callable[[Sequence[str]], int]
+
+
+def run(main: Main, argv: Sequence[str] | None = None) -> int:
+    """Run a command's `main` and turn a UserError into one line and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    level = os.environ.get("SESTTUNE_LOG", "WARNING").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` and the `key=value` overrides."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, Hydra-style (training.lr=3e-4, ++training.lr=3e-4); "
+        "sesttune/config/schema.py lists every key",
+    )
+
+
+def read_config(args: argparse.Namespace, base: Mapping[str, object] | None = None) -> Config:
+    """The configuration of the arguments that `add_config_arguments` declared."""
+    from sesttune.config.load import load_config
+
+    return load_config(args.overrides, args.config, base)
+
+
+def named(config: Config, kind: str) -> Config:
+    """`config` with a name made from the date where it has none."""
+    from sesttune.config.load import with_point
+
+    if config.name is not None:
+        return config
+    return with_point(config, {"name": time.strftime(f"{kind}-%Y%m%d-%H%M%S")})
+
+
+def run_folder(config: Config) -> Path:
+    """`output_dir/name`, absolute."""
+    assert config.name is not None
+    return Path(config.output_dir).expanduser().absolute() / config.name
+
+
+def new_run_folder(config: Config) -> Path:
+    """Create `output_dir/name`; raises UserError where it exists."""
+    folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(
+            f"{folder} exists: choose another name=, or continue it with --resume {config.name}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot create {folder} ({error})") from None
+    return folder

@@ -1,0 +1,84 @@
+"""Refuse impossible values, one line each, before anything is read or started."""
+
+import math
+
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+
+
+def check_values(config: Config) -> None:
+    """Raise UserError naming the first key whose value cannot work, and what would."""
+    data, model, training, sweep = (
+        config.data.kwargs,
+        config.model.kwargs,
+        config.training,
+        config.sweep,
+    )
+    at_least = {
+        "training.max_steps": (training.max_steps, 1),
+        "training.batch_size": (training.batch_size, 1),
+        "training.val_check_interval": (training.val_check_interval, 1),
+        "training.patience": (training.patience, 1),
+        "training.min_delta": (training.min_delta, 0),
+        "training.weight_decay": (training.weight_decay, 0),
+        "training.ckpt_every_n_steps": (training.ckpt_every_n_steps, 1),
+        "training.keep_checkpoints": (training.keep_checkpoints, 0),
+        "training.log_every_n_steps": (training.log_every_n_steps, 1),
+        "training.accumulate_grad_batches": (training.accumulate_grad_batches, 1),
+        "data.kwargs.num_workers": (data.num_workers, 0),
+        "model.kwargs.hidden_dim": (model.hidden_dim, 1),
+        "model.kwargs.n_layers": (model.n_layers, 1),
+        "model.kwargs.n_heads": (model.n_heads, 1),
+        "model.kwargs.st_cell_set_len": (model.st_cell_set_len, 1),
+        "model.kwargs.input_dim": (model.input_dim, 1),
+        "model.kwargs.output_dim": (model.output_dim, 1),
+        "model.kwargs.pert_dim": (model.pert_dim, 1),
+        "sweep.num_trials": (sweep.num_trials, 1),
+        "sweep.max_concurrent": (sweep.max_concurrent, 1),
+        "sweep.grace_period": (sweep.grace_period, 1),
+        "sweep.reduction_factor": (sweep.reduction_factor, 2),
+    }
+    for key, (number, least) in at_least.items():
+        if number is not None and number < least:
+            raise UserError(f"{key}={number} must be at least {least}")
+    above_zero = {
+        "training.lr": training.lr,
+        "training.gradient_clip_val": training.gradient_clip_val,
+        "data.kwargs.target_sum": data.target_sum,
+        "sweep.gpus_per_trial": sweep.gpus_per_trial,
+        "sweep.cpus_per_trial": sweep.cpus_per_trial,
+    }
+    for key, value in above_zero.items():
+        if value is not None and not 0 < value < math.inf:
+            hint = "; write null for no clipping" if key == "training.gradient_clip_val" else ""
+            raise UserError(f"{key}={value} must be a number above 0{hint}")
+    one_of = {
+        "data.kwargs.counts": (data.counts, ("auto", "raw", "log1p")),
+        "data.kwargs.missing_features": (data.missing_features, ("refuse", "drop")),
+        "model.kwargs.loss": (model.loss, ("energy", "sinkhorn", "mse")),
+        "training.precision": (training.precision, ("auto", "32", "bf16")),
+        "training.device": (training.device, ("auto", "cpu", "cuda")),
+        "sweep.searcher": (sweep.searcher, (None, "tpe", "random", "grid")),
+    }
+    for key, (choice, allowed) in one_of.items():
+        if choice not in allowed:
+            names = ", ".join(str(name) for name in allowed if name is not None)
+            raise UserError(f"{key}={choice} is not one of {names}")
+    if not 0 < data.val_fraction < 1:
+        raise UserError(f"data.kwargs.val_fraction={data.val_fraction} must be between 0 and 1")
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.kwargs.dropout={model.dropout} must be in [0, 1)")
+    if model.hidden_dim % model.n_heads:
+        raise UserError(
+            f"model.kwargs.hidden_dim={model.hidden_dim} must be a multiple of "
+            f"model.kwargs.n_heads={model.n_heads}"
+        )
+    if model.input_dim != model.output_dim and None not in (model.input_dim, model.output_dim):
+        raise UserError(
+            f"model.kwargs.input_dim={model.input_dim} and output_dim={model.output_dim} differ: "
+            "the head predicts the genes it reads, set both to the number of genes"
+        )
+    if config.name is not None and (
+        not config.name or config.name.startswith(".") or not set("/\\").isdisjoint(config.name)
+    ):
+        raise UserError(f"name='{config.name}' must be a plain folder name")

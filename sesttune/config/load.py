@@ -1,0 +1,153 @@
+"""Turn defaults, a YAML file and `key=value` overrides into one checked `Config`.
+
+Precedence: defaults < base (the demo's settings) < `--config` file < overrides, and
+`with_point` puts a search point between file and command line. Every source
+goes through the same key check, so a typo is one line with the nearest key and
+never a silently ignored setting.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sesttune.config.checks import check_values
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+
+
+def load_config(
+    overrides: Sequence[str] = (),
+    file: Path | None = None,
+    base: Mapping[str, object] | None = None,
+) -> Config:
+    """The resolved configuration.
+
+    `overrides` are `key=value` or `++key=value`; `base` maps dotted keys to values.
+    Raises UserError for an unknown key, a value of the wrong type, an impossible
+    value, or a file that cannot be read.
+    """
+    sources: list[tuple[str, Mapping[str, object]]] = [("the base settings", base or {})]
+    if file is not None:
+        sources.append((str(file), _read_yaml(file)))
+    sources.append(("the command line", dict(parse_override(text) for text in overrides)))
+    merged = OmegaConf.structured(Config)
+    for source, settings in sources:
+        _apply(merged, settings, source)
+    config = cast(Config, OmegaConf.to_object(merged))
+    check_values(config)
+    return config
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Split `++training.lr=3e-4` into (`training.lr`, 0.0003)."""
+    key, sign, value = text.lstrip("+").partition("=")
+    if not sign:
+        raise UserError(f"'{text}' is not an override: write key=value, e.g. training.lr=3e-4")
+    check_key(key)
+    try:
+        return key, _yaml_value(value)
+    except Exception as error:  # yaml and omegaconf raise unrelated families
+        raise UserError(f"{key}: cannot read the value '{value}' ({_first_line(error)})") from None
+
+
+def with_point(config: Config, point: Mapping[str, object]) -> Config:
+    """`config` with the dotted keys of a search point set, checked again."""
+    merged = OmegaConf.structured(config)
+    _apply(merged, point, "the search point")
+    changed = cast(Config, OmegaConf.to_object(merged))
+    check_values(changed)
+    return changed
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict, the inverse of `from_dict`."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def from_dict(settings: Mapping[str, object]) -> Config:
+    """The checked `Config` of a nested dict (as `to_dict` gives, or a part of it)."""
+    return load_config(base=_flatten(settings))
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, as printed, saved and logged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the schema, in its order."""
+    return _leaf_keys(Config, "")
+
+
+def check_key(key: str) -> None:
+    """Raise UserError with the nearest known key unless `key` is one."""
+    keys = known_keys()
+    if key in keys:
+        return
+    inside = [known for known in keys if known.startswith(f"{key}.")]
+    if inside:
+        raise UserError(
+            f"'{key}' is a group, not a setting: name one of its keys, e.g. {inside[0]}"
+        )
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+    same_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    raise UserError(f"unknown key '{key}': did you mean '{(same_leaf or near)[0]}'?")
+
+
+def _apply(merged: DictConfig, settings: Mapping[str, object], source: str) -> None:
+    for key, value in settings.items():
+        check_key(key)
+        group = OmegaConf.select(merged, key.rpartition(".")[0]) if "." in key else merged
+        OmegaConf.set_readonly(group, False)
+        try:
+            OmegaConf.update(merged, key, value)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}={value} in {source}: {_first_line(error)}") from None
+
+
+def _read_yaml(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise UserError(f"config file {file} does not exist")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # yaml and omegaconf raise unrelated families
+        raise UserError(f"config file {file} is not valid YAML: {_first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"config file {file} must hold a mapping of settings")
+    return _flatten(cast(dict[str, object], content))
+
+
+def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _leaf_keys(schema: type, prefix: str) -> list[str]:
+    keys: list[str] = []
+    for item in fields(schema):
+        if isinstance(item.type, type) and is_dataclass(item.type):
+            keys += _leaf_keys(item.type, f"{prefix}{item.name}.")
+        else:
+            keys.append(f"{prefix}{item.name}")
+    return keys
+
+
+def _yaml_value(text: str) -> object:
+    # The YAML reader of OmegaConf, so that 1e-4 is a float and null is None.
+    parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+    return cast(dict[str, object], parsed)["value"]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,141 @@
+"""Every setting of sesttune, with its type, its default and what it does.
+
+The tree mirrors the public `state tx train` keys (`data.kwargs.*`,
+`model.kwargs.*`, `training.*`), so that existing command lines run as they are.
+Validated once by `sesttune.config.load`; everything behind it trusts the values.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataKwargs:
+    toml_config_path: str | None = None
+    """cell-load split file (TOML); none runs the bundled demo in `sweep`."""
+    perturbation_features_file: str | None = None
+    """`.pt` file: dict of perturbation name -> feature vector (ESM2: 5,120 floats)."""
+    batch_col: str = "batch_var"
+    pert_col: str = "target_gene"
+    cell_type_key: str = "cell_type"
+    control_pert: str = "non-targeting"
+    num_workers: int = 8
+    """Threads that read the store ahead of the training loop; 0 reads in the loop."""
+    embed_key: str | None = None
+    """obsm key holding control embeddings to use as they are; none computes them."""
+    counts: str = "auto"
+    """`raw`, `log1p` or `auto` (detected per file and recorded)."""
+    target_sum: float = 10_000.0
+    """Library size that raw counts are scaled to before log1p."""
+    missing_features: str = "refuse"
+    """Perturbations without a feature vector: `refuse`, or `drop` (listed)."""
+    gene_list: str | None = None
+    """Text file, one output gene a line; none takes the genes common to all files."""
+    val_fraction: float = 0.1
+    """Share of training perturbations held out where the split file names no val."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    kwargs: DataKwargs = field(default_factory=DataKwargs)
+    cache_dir: str = "~/.cache/sesttune"
+    """Cell stores and embeddings, content-addressed and shared by every sweep."""
+
+
+@dataclass(frozen=True)
+class ModelKwargs:
+    input_dim: int | None = 18_080
+    """Genes of the cell store, checked against the data; null takes the data's."""
+    output_dim: int | None = 18_080
+    """Genes predicted; must equal `input_dim`; null takes the data's."""
+    pert_dim: int | None = 5_120
+    """Width of a feature vector, checked against the data; null takes the data's."""
+    hidden_dim: int = 672
+    """Width of the ST head; 672 gives the 48.9M parameters. A multiple of 8."""
+    n_layers: int = 4
+    n_heads: int = 8
+    dropout: float = 0.1
+    st_cell_set_len: int = 128
+    """Cells in a cell set."""
+    loss: str = "energy"
+    """`energy`, `sinkhorn` or `mse`."""
+    se_model_path: str | None = "SE-600M"
+    """Folder of the SE model (protein embeddings, checkpoint)."""
+    se_checkpoint_path: str | None = "SE-600M/se600m_epoch15.ckpt"
+    """The SE checkpoint; null takes the only `.ckpt` of `se_model_path`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    kwargs: ModelKwargs = field(default_factory=ModelKwargs)
+    checkpoint: str | None = None
+    """Continue from this training checkpoint: step, optimizer, sampler."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    max_steps: int = 40_000
+    batch_size: int = 16
+    """Cell sets per forward pass; times `accumulate_grad_batches` per step."""
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    val_check_interval: int = 500
+    """Optimizer steps between validations."""
+    early_stopping: bool = True
+    patience: int = 10
+    """Validations without improvement before a trial stops."""
+    min_delta: float = 0.0
+    """Improvement smaller than this does not count."""
+    ckpt_every_n_steps: int = 5_000
+    keep_checkpoints: int = 1
+    """Periodic checkpoints kept (newest), beside `best` and `last`."""
+    log_every_n_steps: int = 50
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+    train_seed: int = 42
+    precision: str = "auto"
+    """`32`, `bf16`, or `auto`: bf16 on GPUs that have it, 32 elsewhere."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    space: str = "default"
+    """A YAML file, or the name of one in `search_spaces/`."""
+    searcher: str | None = None
+    """`tpe`, `random` or `grid`; null takes the space file's."""
+    num_trials: int | None = None
+    """Trials to run; null takes the space file's. A grid runs all its points."""
+    max_concurrent: int | None = None
+    """Trials at once; null fills the GPUs, or the CPU cores where there is none."""
+    gpus_per_trial: float = 1.0
+    """Share of a GPU a trial takes; ignored without GPUs."""
+    cpus_per_trial: float = 1.0
+    asha: bool = True
+    """Stop poor trials early."""
+    grace_period: int | None = None
+    """Steps before ASHA may stop a trial; null is patience x val_check_interval."""
+    reduction_factor: int = 4
+    seed: int = 42
+    address: str | None = None
+    """An existing Ray cluster; null starts one on this machine."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    uri: str | None = None
+    """MLflow store; null is $MLFLOW_TRACKING_URI, else SQLite in `output_dir`."""
+    experiment: str = "sesttune"
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    output_dir: str = "outputs"
+    """Sweeps, trainings and the default MLflow store live here."""
+    name: str | None = None
+    """Name of this sweep or training; null makes one from the date."""

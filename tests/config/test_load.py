@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+
+from sesttune.config.load import (
+    check_key,
+    from_dict,
+    known_keys,
+    load_config,
+    to_dict,
+    to_yaml,
+    with_point,
+)
+from sesttune.errors import UserError
+
+PLAN_COMMAND = [
+    "++data.kwargs.toml_config_path=data/starter.toml",
+    "++data.kwargs.perturbation_features_file=/data/ESM2_pert_features.pt",
+    "++data.kwargs.num_workers=8",
+    "++training.max_steps=40000",
+    "++training.ckpt_every_n_steps=5000",
+    "++training.batch_size=16",
+    "++training.lr=1e-4",
+    "++training.val_check_interval=500",
+    "++training.log_every_n_steps=50",
+    "++training.early_stopping=true",
+    "++training.patience=10",
+    "++model.kwargs.input_dim=18080",
+    "++model.kwargs.hidden_dim=512",
+    "++model.kwargs.output_dim=18080",
+    "++model.kwargs.pert_dim=5120",
+    "++model.kwargs.se_model_path=SE-600M",
+    "++model.kwargs.se_checkpoint_path=SE-600M/se600m_epoch15.ckpt",
+    "++output_dir=competition",
+    "++name=se_st_combined_40k",
+]
+
+
+def test_defaults_are_the_plans_values() -> None:
+    config = load_config()
+    assert config.training.max_steps == 40_000
+    assert config.training.batch_size == 16
+    assert config.training.lr == 1e-4
+    assert config.training.val_check_interval == 500
+    assert config.training.patience == 10
+    assert config.training.ckpt_every_n_steps == 5_000
+    assert config.training.log_every_n_steps == 50
+    assert config.data.kwargs.num_workers == 8
+    assert config.training.gradient_clip_val is None
+    assert config.training.accumulate_grad_batches == 1
+    assert config.data.kwargs.batch_col == "batch_var"
+    assert config.data.kwargs.control_pert == "non-targeting"
+    assert config.model.kwargs.input_dim == 18_080
+    assert config.model.kwargs.st_cell_set_len == 128
+
+
+def test_the_plans_command_line_is_accepted_verbatim() -> None:
+    config = load_config(PLAN_COMMAND)
+    assert config.training.lr == 1e-4
+    assert config.model.kwargs.hidden_dim == 512
+    assert config.output_dir == "competition"
+    assert config.name == "se_st_combined_40k"
+    assert config.training.early_stopping is True
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_overrides_with_and_without_plus(prefix: str) -> None:
+    config = load_config([f"{prefix}training.lr=3e-4", f"{prefix}model.checkpoint=a b.ckpt"])
+    assert config.training.lr == 3e-4
+    assert config.model.checkpoint == "a b.ckpt"
+
+
+def test_null_clears_an_optional_value() -> None:
+    assert load_config(["model.kwargs.input_dim=null"]).model.kwargs.input_dim is None
+
+
+def test_precedence_base_file_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("training:\n  lr: 2.0e-4\n  batch_size: 8\n")
+    config = load_config(
+        ["training.batch_size=4"], file, {"training.lr": 9e-4, "training.patience": 3}
+    )
+    assert (config.training.lr, config.training.batch_size, config.training.patience) == (
+        2e-4,
+        4,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate=1", r"unknown key 'training.learning_rate': did you mean 'train"),
+        ("training.pacience=1", "did you mean 'training.patience'"),
+        ("batch_size=4", "did you mean 'training.batch_size'"),
+        ("training.lr=fast", r"training.lr=fast in the command line"),
+        ("training.lr=-1", "training.lr=-1.0 must be a number above 0"),
+        ("training.lr=inf", "must be a number above 0"),
+        ("training.lr=nan", "must be a number above 0"),
+        ("training.batch_size=0", "must be at least 1"),
+        ("training.batch_size=1.5", "training.batch_size=1.5"),
+        ("model=se_st_combined", "'model' is a group"),
+        ("training.lr", "write key=value"),
+        ("model.kwargs.hidden_dim=100", "multiple of model.kwargs.n_heads=8"),
+        ("model.kwargs.output_dim=10", "differ"),
+        ("model.kwargs.loss=huber", "not one of energy, sinkhorn, mse"),
+        ("training.gradient_clip_val=0", "write null for no clipping"),
+        ("name=a/b", "plain folder name"),
+    ],
+)
+def test_bad_overrides_are_one_line_that_names_the_key(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("training:\n  max_step: 10\n")
+    with pytest.raises(UserError, match=r"did you mean 'training.max_steps'"):
+        load_config(file=file)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none.yaml does not exist"):
+        load_config(file=tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("training: [1")
+    with pytest.raises(UserError, match="broken.yaml is not valid YAML"):
+        load_config(file=broken)
+
+
+def test_dict_and_yaml_round_trip(tmp_path: Path) -> None:
+    config = load_config(PLAN_COMMAND)
+    assert from_dict(to_dict(config)) == config
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(file=file) == config
+
+
+def test_with_point_sets_and_checks() -> None:
+    config = load_config(PLAN_COMMAND)
+    changed = with_point(config, {"training.lr": 5e-4, "training.batch_size": 8})
+    assert (changed.training.lr, changed.training.batch_size) == (5e-4, 8)
+    assert config.training.lr == 1e-4
+    with pytest.raises(UserError, match="at least 1"):
+        with_point(config, {"training.batch_size": 0})
+
+
+def test_every_known_key_passes_its_own_check() -> None:
+    for key in known_keys():
+        check_key(key)
+    assert len(known_keys()) > 40
