@@ -1,0 +1,55 @@
+"""Perturbation features: a `.pt` file holding a dict of name -> vector (ESM2: 5,120 floats)."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sesttune.errors import UserError
+
+
+def read_features(path: Path) -> dict[str, np.ndarray]:
+    """name -> float32 [width], all of one width and finite. Never unpickles objects.
+
+    Raises UserError naming the file, and the perturbation where one is at fault.
+    """
+    key = "data.kwargs.perturbation_features_file"
+    if not path.is_file():
+        raise UserError(f"{key}: {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{key}: {path} is not a readable tensor file: {reason}") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{key}: {path} must hold a dict of perturbation name -> vector")
+    features: dict[str, np.ndarray] = {}
+    width: int | None = None
+    for name, vector in content.items():
+        if not isinstance(vector, torch.Tensor) or vector.ndim != 1:
+            raise UserError(f"{key}: {path}: '{name}' is not a one-dimensional tensor")
+        width = len(vector) if width is None else width
+        if len(vector) != width:
+            raise UserError(f"{key}: {path}: '{name}' has {len(vector)} values, others {width}")
+        features[str(name)] = vector.float().numpy()
+    for name, array in features.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{key}: {path}: '{name}' holds NaN or infinity")
+    return features
+
+
+def missing_features(features: dict[str, np.ndarray], names: Sequence[str]) -> list[str]:
+    """The perturbations of `names` that have no vector, sorted."""
+    return sorted(set(names) - set(features))
+
+
+def feature_matrix(features: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """float32 [len(names), width]; NaN rows where a name has no vector, so a leak shows."""
+    width = len(next(iter(features.values())))
+    matrix = np.full((len(names), width), np.nan, np.float32)
+    for row, name in enumerate(names):
+        if name in features:
+            matrix[row] = features[name]
+    return matrix

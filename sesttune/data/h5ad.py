@@ -1,0 +1,196 @@
+"""Read AnnData files block by block, whatever encoding they were written in.
+
+obs, var and obsm go through anndata's own element reader, so every version of
+the format it knows is read; X is streamed in row blocks so that a file larger
+than memory costs one block (a CSC matrix is the exception: it is read whole,
+because its rows are not contiguous).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from sesttune.data.splits import nearest
+from sesttune.errors import UserError
+
+BLOCK_ROWS = 4_096
+
+
+class H5adFile:
+    """An open `.h5ad`/`.h5` file; use as a context manager.
+
+    Raises UserError naming the file for a missing or foreign file, a missing
+    column, duplicate genes, and NaN or negative values in X.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise UserError(f"{self.path} is not an HDF5 file, or is truncated: {error}") from None
+        missing = [name for name in ("X", "obs", "var") if name not in self._file]
+        if missing:
+            self._file.close()
+            raise UserError(f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}")
+        self._x = self._file["X"]
+        self._encoding = _encoding(self._x, self.path)
+        self._obs: pd.DataFrame | None = None
+        self._var: pd.DataFrame | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+        shape = self._x.shape if self._encoding == "dense" else self._x.attrs["shape"]
+        return int(shape[0]), int(shape[1])
+
+    @property
+    def n_cells(self) -> int:
+        return self.shape[0]
+
+    @property
+    def var_names(self) -> list[str]:
+        """Gene names of the var index, in column order."""
+        return [str(name) for name in self._frame("var").index]
+
+    def unique_genes(self) -> list[str]:
+        """`var_names`; raises UserError where a name occurs twice."""
+        names = self.var_names
+        if len(set(names)) < len(names):
+            index = pd.Index(names)
+            twice = index[index.duplicated()].unique()
+            raise UserError(
+                f"{self.path}: {len(twice)} gene names occur more than once in var "
+                f"(e.g. '{twice[0]}'); make them unique (adata.var_names_make_unique())"
+            )
+        return names
+
+    def var_columns(self) -> dict[str, list[str]]:
+        """The string columns of var: name -> one value a gene."""
+        frame = self._frame("var")
+        return {
+            str(column): [str(value) for value in frame[column]]
+            for column in frame.columns
+            if not pd.api.types.is_numeric_dtype(frame[column])
+        }
+
+    def obs(self, column: str) -> np.ndarray:
+        """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`."""
+        frame = self._frame("obs")
+        if column not in frame.columns:
+            raise UserError(
+                f"{self.path}: obs has no column '{column}'{nearest(column, list(frame.columns))}"
+            )
+        values = frame[column]
+        if values.isna().any():
+            raise UserError(
+                f"{self.path}: obs column '{column}' is empty for {int(values.isna().sum())} cells"
+            )
+        if pd.api.types.is_float_dtype(values) and (values == values.round()).all():
+            values = values.astype(np.int64)
+        return values.astype(str).to_numpy(dtype=object)
+
+    def obsm(self, key: str) -> np.ndarray | None:
+        """A cell embedding [cells, width], or None where the file has none of that name."""
+        from anndata.io import read_elem
+
+        if "obsm" not in self._file or key not in self._file["obsm"]:
+            return None
+        return np.asarray(read_elem(self._file["obsm"][key]))
+
+    def iter_csr(
+        self, rows: np.ndarray | None = None, block_rows: int = BLOCK_ROWS
+    ) -> Iterator[sparse.csr_matrix]:
+        """The file's values in blocks of rows (all, or the sorted `rows`), float32 CSR."""
+        n_cells, _ = self.shape
+        whole = self._read_csc() if self._encoding == "csc" else None
+        for start in range(0, n_cells, block_rows):
+            stop = min(start + block_rows, n_cells)
+            if rows is None:
+                picked: np.ndarray | None = None
+            else:
+                low, high = np.searchsorted(rows, [start, stop])
+                if low == high:
+                    continue
+                picked = rows[low:high] - start
+            block = self._block(start, stop) if whole is None else whole[start:stop]
+            block = block if picked is None else block[picked]
+            self._check_values(block, start)
+            yield block
+
+    def _block(self, start: int, stop: int) -> sparse.csr_matrix:
+        if self._encoding == "dense":
+            return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
+        indptr = self._x["indptr"][start : stop + 1].astype(np.int64)
+        low, high = int(indptr[0]), int(indptr[-1])
+        block = sparse.csr_matrix(
+            (
+                self._x["data"][low:high].astype(np.float32),
+                self._x["indices"][low:high].astype(np.int32),
+                indptr - low,
+            ),
+            shape=(stop - start, self.shape[1]),
+        )
+        block.sort_indices()
+        return block
+
+    def _read_csc(self) -> sparse.csr_matrix:
+        parts = (self._x["data"][:].astype(np.float32), self._x["indices"][:], self._x["indptr"][:])
+        whole = sparse.csc_matrix(parts, shape=self.shape).tocsr()
+        whole.sort_indices()
+        return whole
+
+    def _check_values(self, block: sparse.csr_matrix, start: int) -> None:
+        if not np.isfinite(block.data).all():
+            raise UserError(f"{self.path}: X holds NaN or infinity near row {start}")
+
+    def _frame(self, which: str) -> pd.DataFrame:
+        from anndata.io import read_elem
+
+        cached = self._obs if which == "obs" else self._var
+        if cached is None:
+            try:
+                cached = read_elem(self._file[which])
+            except Exception as error:
+                raise UserError(f"{self.path}: cannot read {which}: {error}") from None
+            if which == "obs":
+                self._obs = cached
+            else:
+                self._var = cached
+        return cached
+
+
+def refuse_negative(block: sparse.csr_matrix, path: Path) -> None:
+    """Raise UserError where a count is below zero (the encoder alone tolerates them)."""
+    if block.nnz and block.data.min() < 0:
+        raise UserError(f"{path}: X holds negative values; sesttune needs counts or log1p counts")
+
+
+def _encoding(x: Any, path: Path) -> str:
+    if isinstance(x, h5py.Dataset):
+        return "dense"
+    encoding = str(x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", "")))
+    if "csr" in encoding:
+        return "csr"
+    if "csc" in encoding:
+        return "csc"
+    raise UserError(f"{path}: X has the unknown encoding '{encoding}'; write it with anndata")

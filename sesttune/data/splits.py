@@ -1,0 +1,234 @@
+"""Read cell-load's TOML split file and say which split each condition belongs to.
+
+A condition is (dataset, cell type, perturbation). Splits are by perturbation and
+cell type, never by cell, so nothing of a held-out condition is ever trained on.
+Validation never falls back to test: where the file names no validation, a seeded
+share of the training perturbations is held out and the caller is told.
+"""
+
+import difflib
+import glob
+import itertools
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sesttune.errors import UserError
+
+HELD_OUT = ("val", "test")
+SUFFIXES = (".h5ad", ".h5")
+
+Context = tuple[str, str]
+"""(dataset, cell type)."""
+Condition = tuple[str, str, str]
+"""(dataset, cell type, perturbation)."""
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """The parsed split file; names are not yet checked against the data."""
+
+    path: Path
+    datasets: dict[str, tuple[Path, ...]]
+    training: tuple[str, ...]
+    zeroshot: dict[Context, str]
+    fewshot: dict[Context, dict[str, tuple[str, ...]]]
+
+
+def read_split_file(path: Path) -> SplitFile:
+    """Parse `path`; raises UserError naming the table and the fix."""
+    if not path.is_file():
+        raise UserError(f"data.kwargs.toml_config_path: {path} does not exist")
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
+    if unknown:
+        raise UserError(
+            f"{path}: unknown table [{sorted(unknown)[0]}]; "
+            "the tables are [datasets], [training], [zeroshot], [fewshot]"
+        )
+    named = _table(content, "datasets", path)
+    if not named:
+        raise UserError(f'{path}: no [datasets]; write e.g. mydata = "folder" under it')
+    datasets = {name: _data_files(str(where), name, path) for name, where in named.items()}
+    training = _table(content, "training", path)
+    for name, value in training.items():
+        _known_dataset(name, datasets, path, "[training]")
+        if value != "train":
+            raise UserError(f'{path}: [training] {name} = "{value}" must be "train"')
+    zeroshot: dict[Context, str] = {}
+    for key, value in _table(content, "zeroshot", path).items():
+        context = _context(key, datasets, path, "[zeroshot]")
+        if value not in HELD_OUT:
+            raise UserError(f'{path}: [zeroshot] "{key}" = "{value}" must be "val" or "test"')
+        zeroshot[context] = str(value)
+    fewshot = _fewshot(_table(content, "fewshot", path), datasets, path)
+    both = set(zeroshot) & set(fewshot)
+    if both:
+        raise UserError(f"{path}: {'.'.join(both.pop())} is in [zeroshot] and [fewshot]: keep one")
+    return SplitFile(path, datasets, tuple(training), zeroshot, fewshot)
+
+
+def assign_splits(
+    split_file: SplitFile,
+    conditions: Collection[Condition],
+    val_fraction: float,
+    seed: int,
+    dropped: Collection[str] = (),
+) -> tuple[dict[Condition, str], list[str]]:
+    """Split of each condition (without controls), and notes for people.
+
+    Conditions of a dataset outside [training] that no table holds out are left out, and
+    so are the `dropped` perturbations (a split file may still name them).
+    Raises UserError for a name in the file that the data do not have, and where
+    nothing is left to train on.
+    """
+    _check_names(split_file, conditions)
+    splits: dict[Condition, str] = {}
+    for condition in conditions:
+        dataset, cell_type, perturbation = condition
+        context = (dataset, cell_type)
+        if perturbation in dropped:
+            continue
+        if context in split_file.zeroshot:
+            splits[condition] = split_file.zeroshot[context]
+            continue
+        held_out = split_file.fewshot.get(context, {})
+        where = [split for split, names in held_out.items() if perturbation in names]
+        if where:
+            splits[condition] = where[0]
+        elif dataset in split_file.training:
+            splits[condition] = "train"
+    if "train" not in splits.values():
+        raise UserError(
+            f"{split_file.path}: nothing is left to train on; name a dataset in [training]"
+        )
+    notes: list[str] = []
+    if "val" not in splits.values():
+        notes.append(_hold_out(splits, split_file.path, val_fraction, seed))
+    return splits, notes
+
+
+def _hold_out(splits: dict[Condition, str], path: Path, fraction: float, seed: int) -> str:
+    trained = sorted({c[2] for c, split in splits.items() if split == "train"})
+    count = max(1, round(fraction * len(trained)))
+    if count >= len(trained):
+        raise UserError(
+            f"{path}: {len(trained)} training perturbation cannot be split into training and "
+            "validation; name validation perturbations in [fewshot]"
+        )
+    chosen = set(np.random.default_rng(seed).choice(trained, count, replace=False).tolist())
+    for condition, split in splits.items():
+        if split == "train" and condition[2] in chosen:
+            splits[condition] = "val"
+    return (
+        f"no validation split in {path.name}: held out {count} of {len(trained)} training "
+        f"perturbations ({', '.join(sorted(chosen)[:5])}{', …' if count > 5 else ''})"
+    )
+
+
+def _check_names(split_file: SplitFile, conditions: Iterable[Condition]) -> None:
+    perturbations: dict[Context, set[str]] = {}
+    for dataset, cell_type, perturbation in conditions:
+        perturbations.setdefault((dataset, cell_type), set()).add(perturbation)
+    for table in ("zeroshot", "fewshot"):
+        for dataset, cell_type in getattr(split_file, table):
+            known = [c for d, c in perturbations if d == dataset]
+            if cell_type not in known:
+                raise UserError(
+                    f"{split_file.path}: [{table}] names cell type '{cell_type}' that dataset "
+                    f"'{dataset}' does not have{nearest(cell_type, known)}"
+                )
+    for context, held_out in split_file.fewshot.items():
+        for split, names in held_out.items():
+            for name in names:
+                if name not in perturbations[context]:
+                    raise UserError(
+                        f'{split_file.path}: [fewshot."{".".join(context)}"] {split} names '
+                        f"perturbation '{name}' that the data do not have"
+                        f"{nearest(name, perturbations[context])}"
+                    )
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`; did you mean 'x'?` with the nearest known name, or the known names."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    listed = sorted(known)
+    return f"; known: {', '.join(listed[:8])}{', …' if len(listed) > 8 else ''}"
+
+
+def _table(content: Mapping[str, object], name: str, path: Path) -> dict[str, object]:
+    table = content.get(name, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: [{name}] must be a table")
+    return table
+
+
+def _fewshot(
+    table: Mapping[str, object], datasets: Mapping[str, object], path: Path
+) -> dict[Context, dict[str, tuple[str, ...]]]:
+    fewshot: dict[Context, dict[str, tuple[str, ...]]] = {}
+    for key, lists in table.items():
+        context = _context(key, datasets, path, "[fewshot]")
+        if not isinstance(lists, dict) or not set(lists) <= set(HELD_OUT):
+            raise UserError(f'{path}: [fewshot."{key}"] must hold val = [...] and/or test = [...]')
+        for split, names in lists.items():
+            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+                raise UserError(f'{path}: [fewshot."{key}"] {split} must be a list of names')
+        twice = set(lists.get("val", [])) & set(lists.get("test", []))
+        if twice:
+            raise UserError(
+                f"{path}: [fewshot.\"{key}\"] has '{sorted(twice)[0]}' in val and in test"
+            )
+        fewshot[context] = {split: tuple(names) for split, names in lists.items()}
+    return fewshot
+
+
+def _context(key: str, datasets: Mapping[str, object], path: Path, table: str) -> Context:
+    dataset, dot, cell_type = key.partition(".")
+    if not dot or not cell_type:
+        raise UserError(f'{path}: {table} "{key}" must be "dataset.celltype"')
+    _known_dataset(dataset, datasets, path, table)
+    return dataset, cell_type
+
+
+def _known_dataset(name: str, datasets: Mapping[str, object], path: Path, table: str) -> None:
+    if name not in datasets:
+        raise UserError(
+            f"{path}: {table} names dataset '{name}' that [datasets] does not"
+            f"{nearest(name, list(datasets))}"
+        )
+
+
+def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
+    """Files of a folder, a file, or a glob with {a,b} alternatives."""
+    base = Path(where).expanduser()
+    target = base if base.is_absolute() else path.parent / base
+    if target.is_dir():
+        files = sorted(f for f in target.iterdir() if f.suffix in SUFFIXES)
+    else:
+        found: list[Path] = []
+        for pattern in expand_braces(str(target)):
+            matches = [Path(match) for match in sorted(glob.glob(pattern))]
+            if not matches:
+                raise UserError(f"{path}: [datasets] {name}: no file matches {pattern}")
+            found += matches
+        files = list(dict.fromkeys(found))
+    if not files:
+        raise UserError(f"{path}: [datasets] {name}: no .h5ad or .h5 file in {target}")
+    return tuple(files)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a{b,c}d` -> [`abd`, `acd`], for any number of groups."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [p.split(",") if i % 2 else [p] for i, p in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]

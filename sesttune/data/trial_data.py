@@ -1,0 +1,198 @@
+"""Everything a trial needs of the data: prepared once, opened by mmap in each trial.
+
+`prepare` checks what can be refused cheaply first (split file, columns, features,
+dimensions) and encodes last. Its result is a small manifest file, so a worker
+process opens hundreds of thousands of cells in milliseconds.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sesttune.config.schema import Config
+from sesttune.data.cache import Progress, cached_folder, digest, no_progress
+from sesttune.data.embeddings import (
+    ControlEmbeddings,
+    Encoder,
+    build_control_embeddings,
+    control_embeddings_from_obsm,
+)
+from sesttune.data.features import feature_matrix, missing_features, read_features
+from sesttune.data.splits import assign_splits, read_split_file
+from sesttune.data.store import CellStore, SourceFile, build_store
+from sesttune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The perturbed cells of one (dataset, cell type, perturbation)."""
+
+    pert: int
+    dataset: int
+    cell_type: int
+    rows: np.ndarray
+    """Store rows, int64, ascending."""
+
+
+class TrialData:
+    """Prepared data opened from its manifest; arrays are memory-mapped.
+
+    `features` is float32 [perturbations, pert_dim], aligned to `store.names["pert"]`.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        about = json.loads(manifest.read_text())
+        self.manifest = manifest
+        self.store = CellStore(Path(about["store"]))
+        self.controls = ControlEmbeddings(Path(about["embeddings"]), self.store)
+        self.features = np.load(manifest.parent / "features.npy", mmap_mode="r")
+        self.notes: list[str] = about["notes"]
+        self.fingerprint: str = about["fingerprint"]
+        self.encoder = self.controls.encoder
+        self._splits: list[tuple[str, str, str, str]] = [tuple(s) for s in about["splits"]]
+
+    @classmethod
+    def open(cls, manifest: Path) -> "TrialData":
+        return cls(manifest)
+
+    @property
+    def embed_dim(self) -> int:
+        return self.controls.embed_dim
+
+    @property
+    def n_genes(self) -> int:
+        return self.store.n_genes
+
+    @property
+    def pert_dim(self) -> int:
+        return int(self.features.shape[1])
+
+    def conditions(self, split: str) -> list[Condition]:
+        """The conditions of `train`, `val` or `test`, in a fixed order."""
+        store = self.store
+        codes = {name: {n: i for i, n in enumerate(store.names[name])} for name in store.names}
+        width = np.array([len(store.names["cell_type"]), len(store.names["pert"])], np.int64)
+        of_cell = (store.dataset.astype(np.int64) * width[0] + store.cell_type) * width[1]
+        of_cell += store.pert
+        order = np.argsort(of_cell, kind="stable")
+        ordered = of_cell[order]
+        found: list[Condition] = []
+        for dataset, cell_type, pert, where in self._splits:
+            if where != split:
+                continue
+            d, c = codes["dataset"][dataset], codes["cell_type"][cell_type]
+            p = codes["pert"][pert]
+            low, high = np.searchsorted(
+                ordered, [value := (d * width[0] + c) * width[1] + p, value + 1]
+            )
+            found.append(Condition(p, d, c, order[low:high]))
+        return found
+
+
+def prepare(
+    config: Config,
+    load_encoder: Callable[[], Encoder],
+    progress: Progress = no_progress,
+) -> Path:
+    """Check the data, build what is not cached, and return the manifest's path.
+
+    `load_encoder` is called only where `data.kwargs.embed_key` is not set; the encoder's
+    weights are needed only on a cache miss. Raises UserError for every fault of the input.
+    """
+    kwargs = config.data.kwargs
+    if kwargs.toml_config_path is None:
+        raise UserError("data.kwargs.toml_config_path is not set: name a cell-load split file")
+    if kwargs.perturbation_features_file is None:
+        raise UserError(
+            "data.kwargs.perturbation_features_file is not set: name a .pt file of "
+            "perturbation name -> feature vector"
+        )
+    split_file = read_split_file(Path(kwargs.toml_config_path).expanduser())
+    features = read_features(Path(kwargs.perturbation_features_file).expanduser())
+    _check_dim("pert_dim", config.model.kwargs.pert_dim, len(next(iter(features.values()))))
+    encoder = load_encoder() if kwargs.embed_key is None else None
+    cache = Path(config.data.cache_dir).expanduser().absolute()
+    files = [SourceFile(p, name) for name, paths in split_file.datasets.items() for p in paths]
+    store = build_store(files, kwargs, cache, progress)
+    _check_dim("input_dim", config.model.kwargs.input_dim, store.n_genes)
+    _check_dim("output_dim", config.model.kwargs.output_dim, store.n_genes)
+    notes = list(store.notes)
+    conditions = _conditions_of(store)
+    lacking = missing_features(features, [c[2] for c in conditions])
+    if lacking:
+        total = len({condition[2] for condition in conditions})
+        notes.append(_refuse_or_drop(lacking, kwargs.missing_features, total))
+    seed = config.training.train_seed
+    splits, split_notes = assign_splits(
+        split_file, conditions, kwargs.val_fraction, seed, set(lacking)
+    )
+    notes += split_notes
+    if encoder is not None:
+        controls = build_control_embeddings(store, encoder, cache, progress)
+    else:
+        assert kwargs.embed_key is not None
+        controls = control_embeddings_from_obsm(store, kwargs.embed_key, cache)
+    notes.append(
+        f"{len(controls.matrix):,} control cells embedded by {controls.encoder['label']} "
+        f"({controls.embed_dim} values each)"
+    )
+    notes.append(_describe_splits(splits))
+    matrix = feature_matrix(features, store.names["pert"])
+    listed = sorted((*condition, split) for condition, split in splits.items())
+    about = {
+        "store": str(store.folder),
+        "embeddings": str(controls.folder),
+        "splits": listed,
+        "notes": notes,
+        "fingerprint": digest(store.fingerprint, listed),
+    }
+    key = digest(about, hashlib.sha256(matrix.tobytes()).hexdigest())
+
+    def write(draft: Path) -> None:
+        np.save(draft / "features.npy", matrix)
+        (draft / "manifest.json").write_text(json.dumps(about))
+
+    return cached_folder(cache / "prepared" / key, write) / "manifest.json"
+
+
+def _conditions_of(store: CellStore) -> list[tuple[str, str, str]]:
+    """Every (dataset, cell type, perturbation) the store has, without controls."""
+    codes = np.stack([store.dataset, store.cell_type, store.pert], axis=1)[~store.is_control]
+    names = store.names
+    return [
+        (names["dataset"][d], names["cell_type"][c], names["pert"][p])
+        for d, c, p in np.unique(codes, axis=0)
+    ]
+
+
+def _refuse_or_drop(lacking: list[str], setting: str, total: int) -> str:
+    shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+    if setting == "refuse":
+        raise UserError(
+            f"data.kwargs.perturbation_features_file has no vector for {len(lacking)} of {total} "
+            f"perturbations ({shown}); add them, or set data.kwargs.missing_features=drop"
+        )
+    return f"dropped {len(lacking)} of {total} perturbations without a feature vector: {shown}"
+
+
+def _check_dim(name: str, expected: int | None, found: int) -> None:
+    if expected is not None and expected != found:
+        fits = f"model.kwargs.{name}={found}"
+        if name != "pert_dim":
+            fits = f"model.kwargs.input_dim={found} model.kwargs.output_dim={found}"
+        what = "feature vectors have width" if name == "pert_dim" else "number of common genes is"
+        raise UserError(
+            f"model.kwargs.{name}={expected}, but the data's {what} {found}; set {fits}"
+        )
+
+
+def _describe_splits(splits: dict[tuple[str, str, str], str]) -> str:
+    counts = [
+        f"{sum(1 for s in splits.values() if s == split)} {split}"
+        for split in ("train", "val", "test")
+    ]
+    return f"conditions (cell type × perturbation): {', '.join(counts)}"

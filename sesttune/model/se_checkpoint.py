@@ -1,0 +1,163 @@
+"""Find and read the files of a State Embedding model: checkpoint, settings, protein rows.
+
+Every size comes from the tensors; only the number of heads, the sequence length
+and the CLS index come from the settings saved with them. The public loader takes
+"some" checkpoint of a folder that holds several; here that is a question to the user.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sesttune.errors import UserError
+from sesttune.model.safe_pickle import plain, read_checkpoint
+
+KEY = "model.kwargs.se_checkpoint_path"
+DEMO_NAME = "demo-encoder"
+DEMO_LABEL = "demo-encoder (random weights)"
+
+
+@dataclass(frozen=True)
+class SEFiles:
+    """Where a model's weights and protein embeddings lie (None: in the checkpoint)."""
+
+    checkpoint: Path
+    proteins: Path | None
+
+    @property
+    def label(self) -> str:
+        """How the encoder is called wherever it is shown."""
+        return DEMO_LABEL if self.checkpoint.stem == DEMO_NAME else self.checkpoint.stem
+
+
+@dataclass(frozen=True)
+class SEWeights:
+    """What inference needs: tensors by public name, and three settings."""
+
+    tensors: dict[str, torch.Tensor]
+    nhead: int
+    pad_length: int
+    cls_token_idx: int
+    symbols: list[str]
+    proteins: torch.Tensor
+    """[vocabulary, protein width], rows in the order of `symbols`."""
+
+
+def find_files(
+    model_folder: str | None, checkpoint: str | None, protein_embeddings: str | None
+) -> SEFiles:
+    """The files of a model folder, or those named. Raises UserError where it would be a guess."""
+    folder = Path(model_folder).expanduser() if model_folder else None
+    if checkpoint is not None:
+        weights = Path(checkpoint).expanduser()
+    elif folder is None:
+        raise UserError("no SE model: set model.kwargs.se_model_path, or name a checkpoint")
+    else:
+        if not folder.is_dir():
+            raise UserError(f"model.kwargs.se_model_path: {folder} is not a folder")
+        found = sorted(folder.glob("*.ckpt"))
+        if not found:
+            raise UserError(f"model.kwargs.se_model_path: {folder} holds no .ckpt file")
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder} holds several checkpoints ({names}): which one? set {KEY}")
+        weights = found[0]
+    if not weights.is_file():
+        raise UserError(f"{KEY}: {weights} does not exist")
+    if protein_embeddings is not None:
+        proteins: Path | None = Path(protein_embeddings).expanduser()
+        if proteins is not None and not proteins.is_file():
+            raise UserError(f"protein embeddings {proteins} do not exist")
+    else:
+        proteins = _proteins_in(folder) if folder is not None else None
+    return SEFiles(weights, proteins)
+
+
+def read_weights(files: SEFiles, config: Path | None = None) -> SEWeights:
+    """Read what inference needs. Raises UserError naming what the file lacks."""
+    content = read_checkpoint(files.checkpoint)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not isinstance(hyper, dict):
+        raise UserError(
+            f"{KEY}: {files.checkpoint} is not an SE checkpoint: it lacks "
+            "state_dict and/or hyper_parameters"
+        )
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    if "nhead" not in hyper:
+        raise UserError(f"{KEY}: {files.checkpoint} lacks hyper_parameters.nhead")
+    settings = _settings(content, hyper, files.checkpoint, config)
+    symbols, proteins = _read_proteins(files, content)
+    return SEWeights(
+        tensors,
+        int(hyper["nhead"]),
+        int(settings["pad_length"]),
+        int(settings["cls_token_idx"]),
+        symbols,
+        proteins,
+    )
+
+
+def file_sha256(path: Path, cache: Path | None) -> str:
+    """sha256 of a file, remembered in `cache` by path, size and time: SE-600M is 11.5 GB."""
+    stat = path.stat()
+    identity = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    noted = cache / hashlib.sha256(identity.encode()).hexdigest()[:16] if cache else None
+    if noted is not None and noted.is_file():
+        return noted.read_text().strip()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if noted is not None:
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        draft = noted.with_name(f"{noted.name}.{os.getpid()}")
+        draft.write_text(digest)
+        os.replace(draft, noted)
+    return digest
+
+
+def _proteins_in(folder: Path) -> Path | None:
+    exact = folder / "protein_embeddings.pt"
+    if exact.is_file():
+        return exact
+    others = sorted(folder.glob("protein_embeddings*.pt"))
+    return others[-1] if others else None
+
+
+def _settings(
+    content: dict[str, Any], hyper: dict[str, Any], path: Path, config: Path | None
+) -> dict[str, Any]:
+    """`pad_length` and `cls_token_idx`: from `config`, else as saved in the checkpoint."""
+    if config is not None:
+        whole: Any = OmegaConf.to_container(OmegaConf.load(config))
+    elif isinstance(content.get("cfg_yaml"), str):
+        whole = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
+    else:
+        whole = plain(hyper.get("cfg"))
+    dataset = whole.get("dataset") if isinstance(whole, dict) else None
+    wanted = ("pad_length", "cls_token_idx")
+    if not isinstance(dataset, dict) or any(dataset.get(key) is None for key in wanted):
+        raise UserError(
+            f"{KEY}: {path} holds no settings (cfg_yaml or hyper_parameters.cfg) with "
+            "dataset.pad_length and dataset.cls_token_idx"
+        )
+    return dataset
+
+
+def _read_proteins(files: SEFiles, content: dict[str, Any]) -> tuple[list[str], torch.Tensor]:
+    where = files.proteins or files.checkpoint
+    held = read_checkpoint(where) if files.proteins else content.get("protein_embeds_dict")
+    if not isinstance(held, dict) or not held:
+        raise UserError(
+            f"no protein embeddings: {files.checkpoint} holds none and there is no "
+            "protein_embeddings*.pt in the model folder; name the file"
+        )
+    rows = list(held.values())
+    if not all(isinstance(row, torch.Tensor) and row.shape == rows[0].shape for row in rows):
+        raise UserError(f"{where}: protein embeddings must be vectors of one width")
+    return [str(symbol) for symbol in held], torch.stack([row.float() for row in rows])
