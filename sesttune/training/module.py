@@ -1,0 +1,66 @@
+"""The LightningModule: the head, its loss and its optimizer. No metric leaves the device here."""
+
+import lightning
+import torch
+from torch import Tensor
+
+from sesttune.config.schema import Config
+from sesttune.data.loader import Batch
+from sesttune.data.trial_data import TrialData
+from sesttune.model.losses import loss_function
+from sesttune.model.st_head import HeadConfig, STHead
+
+
+def head_config(config: Config, data: TrialData) -> HeadConfig:
+    """Sizes of the head: widths from the settings, dimensions from the data."""
+    kwargs = config.model.kwargs
+    return HeadConfig(
+        data.embed_dim,
+        data.pert_dim,
+        data.n_genes,
+        kwargs.hidden_dim,
+        kwargs.n_layers,
+        kwargs.n_heads,
+        kwargs.dropout,
+    )
+
+
+class TrialModule(lightning.LightningModule):
+    """One optimizer step on a batch of cell sets; sums its losses on the device."""
+
+    loss_sum: Tensor
+    grad_norm: Tensor
+
+    def __init__(self, config: Config, head: STHead) -> None:
+        super().__init__()
+        self.head = head
+        self._settings = config.training
+        self._loss = loss_function(config.model.kwargs.loss)
+        self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
+        self.register_buffer("grad_norm", torch.full((), torch.nan), persistent=False)
+        self.loss_count = 0
+        self.measure_grad_norm = False
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.set_losses(batch).mean()
+        self.loss_sum += loss.detach()
+        self.loss_count += 1
+        return loss
+
+    def set_losses(self, batch: Batch) -> Tensor:
+        """Loss of each set, [sets]."""
+        return self._loss(self.head(batch["control_emb"], batch["pert_emb"]), batch["target"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.measure_grad_norm:
+            grads = [p.grad for p in self.head.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(grads).detach()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # With weight_decay 0 this is Adam; with more, the decay is decoupled (AdamW).
+        return torch.optim.AdamW(
+            self.head.parameters(),
+            lr=self._settings.lr,
+            weight_decay=self._settings.weight_decay,
+            fused=self.device.type == "cuda",
+        )

@@ -1,0 +1,105 @@
+"""What a trial leaves on disk, and how the rest of the program reads it.
+
+The run folder is the single truth: the searcher, the rungs, the live table and
+MLflow are all filled from `trial.json` and `metrics.jsonl`, so any of them can
+die and be filled again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+METRICS, RECORD = "metrics.jsonl", "trial.json"
+BEST, LAST = "best.ckpt", "last.ckpt"
+FINISHED = ("done", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial: its searched parameters, where it stands, and why it stopped.
+
+    `status` is `pending`, `running`, `done` (reached max_steps), `stopped` (patience,
+    ASHA) or `failed`; `stop_reason` says which in words.
+    """
+
+    id: str
+    folder: Path
+    params: dict[str, Any] = field(default_factory=dict)
+    status: str = "pending"
+    stop_reason: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def metrics(self) -> list[dict[str, float]]:
+        return read_metrics(self.folder)
+
+
+def trial_folder(run_folder: Path, trial_id: str) -> Path:
+    """`<run>/trials/<id>`."""
+    return run_folder / "trials" / trial_id
+
+
+def write_trial(record: TrialRecord) -> TrialRecord:
+    """Write `trial.json` (temporary name, then rename)."""
+    record.folder.mkdir(parents=True, exist_ok=True)
+    content = {k: v for k, v in asdict(record).items() if k != "folder"}
+    path = record.folder / RECORD
+    draft = path.with_name(f".{RECORD}.{os.getpid()}")
+    draft.write_text(json.dumps(content))
+    os.replace(draft, path)
+    return record
+
+
+def read_trial(folder: Path) -> TrialRecord | None:
+    """The record in `folder`, or None where there is none."""
+    try:
+        content = json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    return TrialRecord(folder=folder, **content)
+
+
+def update_trial(folder: Path, status: str, stop_reason: str | None) -> TrialRecord:
+    """Change status and reason, keeping the rest (a bare folder gets a new record)."""
+    record = read_trial(folder) or TrialRecord(folder.name, folder)
+    return write_trial(replace(record, status=status, stop_reason=stop_reason))
+
+
+def list_trials(run_folder: Path) -> list[TrialRecord]:
+    """The trials of a run, by id."""
+    folders = sorted((run_folder / "trials").glob("*/"))
+    return [record for folder in folders if (record := read_trial(folder)) is not None]
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The reported lines; one torn by a kill at the end of the file is left out."""
+    try:
+        text = (folder / METRICS).read_text()
+    except FileNotFoundError:
+        return []
+    lines = text.split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def append_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Add one line; written in one call, so a kill leaves at most a torn last line."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(dict(metrics)) + "\n")
+
+
+def cut_metrics(folder: Path, last_step: int) -> list[dict[str, float]]:
+    """Drop the lines after `last_step` and a torn one; returns those kept."""
+    kept = [line for line in read_metrics(folder) if line["step"] <= last_step]
+    draft = folder / f".{METRICS}.{os.getpid()}"
+    draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(draft, folder / METRICS)
+    return kept
