@@ -1,3 +1,3 @@
-"""sesttune: hyperparameter sweeps for State Transition heads on a frozen State Embedding encoder."""
+"""sesttune: hyperparameter sweeps for ST heads on a frozen State Embedding encoder."""
 
 __version__ = "0.1.0"

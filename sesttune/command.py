@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sesttune.config.schema import Config
 from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    from sesttune.config.schema import Config
 
 Main = Callable[[Sequence[str]], int]
 
@@ -47,37 +50,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(args: argparse.Namespace, base: Mapping[str, object] | None = None) -> Config:
+def read_config(args: argparse.Namespace, base: Mapping[str, object] | None = None) -> "Config":
     """The configuration of the arguments that `add_config_arguments` declared."""
     from sesttune.config.load import load_config
 
     return load_config(args.overrides, args.config, base)
 
 
-def named(config: Config, kind: str) -> Config:
+def named(config: "Config", kind: str) -> "Config":
     """`config` with a name made from the date where it has none."""
     from sesttune.config.load import with_point
 
     if config.name is not None:
         return config
     return with_point(config, {"name": time.strftime(f"{kind}-%Y%m%d-%H%M%S")})
-
-
-def run_folder(config: Config) -> Path:
-    """`output_dir/name`, absolute."""
-    assert config.name is not None
-    return Path(config.output_dir).expanduser().absolute() / config.name
-
-
-def new_run_folder(config: Config) -> Path:
-    """Create `output_dir/name`; raises UserError where it exists."""
-    folder = run_folder(config)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{folder} exists: choose another name=, or continue it with --resume {config.name}"
-        ) from None
-    except OSError as error:
-        raise UserError(f"output_dir={config.output_dir}: cannot create {folder} ({error})") from None
-    return folder

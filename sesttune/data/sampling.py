@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sesttune.data.store import CellStore
 from sesttune.data.trial_data import Condition, TrialData
 from sesttune.errors import UserError
 
@@ -42,8 +43,7 @@ class CellSets:
 class ControlPool:
     """Control rows of every context, and of every batch within it."""
 
-    def __init__(self, data: TrialData) -> None:
-        store = data.store
+    def __init__(self, store: CellStore) -> None:
         self._batch = store.batch
         self._context: dict[tuple[int, int], np.ndarray] = {}
         self._in_batch: dict[tuple[int, int, int], np.ndarray] = {}
@@ -80,7 +80,7 @@ class CellSetSampler:
         self._conditions = data.conditions("train")
         if not self._conditions:
             raise UserError("the split file leaves no training condition")
-        self._pool = ControlPool(data)
+        self._pool = ControlPool(data.store)
         self._set_len, self._seed = set_len, seed
         self._sets_in = [-(-len(c.rows) // set_len) for c in self._conditions]
         self.sets_per_epoch = sum(self._sets_in)
@@ -132,7 +132,7 @@ def fixed_sets(data: TrialData, split: str, set_len: int, seed: int) -> CellSets
     conditions: Sequence[Condition] = data.conditions(split)
     if not conditions:
         raise UserError(f"the split file has no {split} condition")
-    pool = ControlPool(data)
+    pool = ControlPool(data.store)
     rows, controls = [], []
     for number, condition in enumerate(conditions):
         rng = np.random.default_rng([seed, FIXED_STREAM, number])

@@ -102,14 +102,17 @@ def build_store(
     kwargs: DataKwargs,
     cache_dir: Path,
     progress: Progress = no_progress,
+    genes: list[str] | None = None,
 ) -> CellStore:
     """The store of `files`, from the cache where it is there, else built.
+
+    `genes` fixes the store's genes and their order, as `data.kwargs.gene_list` does.
 
     Raises UserError for everything H5adFile refuses, negative values, values that are
     neither counts nor log1p, files without a common gene, and contexts without controls.
     """
     columns = (kwargs.pert_col, kwargs.cell_type_key, kwargs.batch_col, kwargs.control_pert)
-    gene_list = _read_gene_list(kwargs.gene_list) if kwargs.gene_list else None
+    gene_list = genes or (_read_gene_list(kwargs.gene_list) if kwargs.gene_list else None)
     key = digest(
         STORE_VERSION,
         [source.identity() for source in files],
@@ -244,8 +247,8 @@ def _output_genes(
             lacking = sorted(set(gene_list) - set(names))
             if lacking:
                 raise UserError(
-                    f"{source.path} lacks {len(lacking)} of the {len(gene_list)} genes of "
-                    f"data.kwargs.gene_list (e.g. '{lacking[0]}')"
+                    f"{source.path} lacks {len(lacking)} of the {len(gene_list)} genes "
+                    f"that are asked for (e.g. '{lacking[0]}')"
                 )
         return gene_list, []
     common = set(per_file[0]).intersection(*per_file[1:])

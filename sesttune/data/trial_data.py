@@ -53,7 +53,7 @@ class TrialData:
         self.notes: list[str] = about["notes"]
         self.fingerprint: str = about["fingerprint"]
         self.encoder = self.controls.encoder
-        self._splits: list[tuple[str, str, str, str]] = [tuple(s) for s in about["splits"]]
+        self._splits = {(d, c, p): split for d, c, p, split in about["splits"]}
 
     @classmethod
     def open(cls, manifest: Path) -> "TrialData":
@@ -73,24 +73,34 @@ class TrialData:
 
     def conditions(self, split: str) -> list[Condition]:
         """The conditions of `train`, `val` or `test`, in a fixed order."""
-        store = self.store
-        codes = {name: {n: i for i, n in enumerate(store.names[name])} for name in store.names}
-        width = np.array([len(store.names["cell_type"]), len(store.names["pert"])], np.int64)
-        of_cell = (store.dataset.astype(np.int64) * width[0] + store.cell_type) * width[1]
-        of_cell += store.pert
-        order = np.argsort(of_cell, kind="stable")
-        ordered = of_cell[order]
-        found: list[Condition] = []
-        for dataset, cell_type, pert, where in self._splits:
-            if where != split:
-                continue
-            d, c = codes["dataset"][dataset], codes["cell_type"][cell_type]
-            p = codes["pert"][pert]
-            low, high = np.searchsorted(
-                ordered, [value := (d * width[0] + c) * width[1] + p, value + 1]
-            )
-            found.append(Condition(p, d, c, order[low:high]))
-        return found
+        return [c for c in conditions_of(self.store) if self._splits.get(self._name(c)) == split]
+
+    def _name(self, condition: Condition) -> tuple[str, str, str]:
+        names = self.store.names
+        return (
+            names["dataset"][condition.dataset],
+            names["cell_type"][condition.cell_type],
+            names["pert"][condition.pert],
+        )
+
+
+def conditions_of(store: CellStore) -> list[Condition]:
+    """Every condition of the store's perturbed cells, ordered by dataset, cell type, name."""
+    n_types, n_perts = len(store.names["cell_type"]), len(store.names["pert"])
+    code = (store.dataset.astype(np.int64) * n_types + store.cell_type) * n_perts + store.pert
+    rows = np.flatnonzero(~store.is_control)
+    rows = rows[np.argsort(code[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(code[rows], prepend=-1))
+    return [
+        Condition(
+            int(store.pert[group[0]]),
+            int(store.dataset[group[0]]),
+            int(store.cell_type[group[0]]),
+            group,
+        )
+        for group in np.split(rows, starts[1:])
+        if len(group)
+    ]
 
 
 def prepare(

@@ -114,6 +114,7 @@ class TrialCallback(lightning.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(module.grad_norm),
             **rates,
+            "max_steps": self._training.max_steps,
             "time": time.time(),
         }
         module.loss_sum.zero_()

@@ -1,0 +1,106 @@
+"""`sesttune encode`: State Embeddings of the cells of an h5ad file.
+
+Option names follow the public `state emb transform`. The embeddings go into a copy of
+the input (`obsm["X_state"]`), or alone into a `.npy`.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sesttune.command import run
+from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.progress import Progress, TaskID
+
+    from sesttune.model.se_encoder import SEEncoder
+
+BLOCK_ROWS = 1_024
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compute the SE embedding of every cell of an h5ad file."""
+    parser = argparse.ArgumentParser("sesttune encode", description=main.__doc__)
+    parser.add_argument("--input", required=True, type=Path, metavar="IN.h5ad")
+    parser.add_argument("--output", required=True, type=Path, metavar="OUT.h5ad|OUT.npy")
+    parser.add_argument("--model-folder", metavar="DIR", help="folder of the SE model")
+    parser.add_argument(
+        "--checkpoint", metavar="C", help="checkpoint, if not the folder's only one"
+    )
+    parser.add_argument("--protein-embeddings", metavar="P", help="dict of symbol -> vector, .pt")
+    parser.add_argument("--embed-key", default="X_state", help="obsm key: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="cells a pass: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
+    args = parser.parse_args(argv)
+    if args.output.suffix not in (".h5ad", ".npy"):
+        raise UserError(f"--output {args.output} must end in .h5ad or .npy")
+    if args.model_folder is None and args.checkpoint is None:
+        raise UserError("name the SE model: --model-folder DIR, or --checkpoint C")
+    from sesttune.model.se_checkpoint import find_files
+    from sesttune.model.se_encoder import SEEncoder
+
+    files = find_files(args.model_folder, args.checkpoint, args.protein_embeddings)
+    encoder = SEEncoder(files, batch_size=args.batch_size, seed=args.seed)
+    print(f"encoder: {encoder.identity['label']} (sha256 {encoder.identity['sha256'][:12]})")
+    embeddings = _encode(args.input, encoder)
+    _write(args.input, args.output, embeddings, args.embed_key)
+    print(f"{len(embeddings):,} cells, {embeddings.shape[1]} values each, in {args.output}")
+    return 0
+
+
+def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from sesttune.data.h5ad import H5adFile
+
+    console = Console(stderr=True)
+    parts: list[np.ndarray] = []
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        H5adFile(source) as file,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bars,
+    ):
+        task = bars.add_task("encoding cells", total=file.n_cells)
+        genes, var_columns = file.var_names, file.var_columns()
+        done = 0
+        for block in file.iter_csr(block_rows=BLOCK_ROWS):
+            advance = functools.partial(_advance, bars, task, done)
+            parts.append(encoder.encode(block, genes, var_columns, advance))
+            done += block.shape[0]
+    return np.concatenate(parts)
+
+
+def _advance(bars: "Progress", task: "TaskID", before: int, count: int) -> None:
+    bars.update(task, completed=before + count)
+
+
+def _write(source: Path, output: Path, embeddings: "np.ndarray", key: str) -> None:
+    import numpy as np
+
+    draft = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")
+    try:
+        if output.suffix == ".npy":
+            np.save(draft, embeddings)
+        else:
+            import anndata
+
+            cells = anndata.read_h5ad(source)
+            cells.obsm[key] = embeddings
+            cells.write_h5ad(draft)
+        os.replace(draft, output)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write it ({error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,153 @@
+"""`sesttune predict`: predict perturbed cells from the controls of an h5ad file.
+
+Every cell that is not a control gets a prediction made from a control of its own
+context (same batch where there is one); control cells keep their own log1p
+expression. The output has the input's obs and var.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sesttune.command import run
+from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sesttune.config.schema import Config
+    from sesttune.data.embeddings import ControlEmbeddings
+    from sesttune.data.store import CellStore
+    from sesttune.model.st_head import STHead
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict perturbed expression with a registered model."""
+    parser = argparse.ArgumentParser("sesttune predict", description=main.__doc__)
+    parser.add_argument("--model", required=True, help="models:/se-st@champion, or a folder")
+    parser.add_argument("--adata", required=True, type=Path, metavar="IN.h5ad")
+    parser.add_argument("--output", required=True, type=Path, metavar="OUT.h5ad")
+    parser.add_argument("--model-folder", help="SE model folder, if it has moved")
+    parser.add_argument("--features", type=Path, help="features of perturbations not trained on")
+    parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, help="which controls: %(default)s")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".h5ad":
+        raise UserError(f"--output {args.output} must end in .h5ad")
+    from sesttune.config.load import from_dict, load_config
+    from sesttune.model.head_checkpoint import import_head
+    from sesttune.tracking.registry import fetch_model
+    from sesttune.tracking.store import tracking_uri
+
+    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
+    folder = fetch_model(args.model, uri)
+    head, about = import_head(folder)
+    config = from_dict(about["config"])
+    features = _features(folder, args.features)
+    store, controls = _read_cells(args, config, about, set(features))
+    expression = _predict(head, store, controls, features, config, args.seed)
+    _write(args.adata, args.output, expression, about)
+    print(f"{int((~store.is_control).sum()):,} cells predicted, written to {args.output}")
+    return 0
+
+
+def _features(folder: Path, more: Path | None) -> dict[str, "np.ndarray"]:
+    from safetensors.numpy import load_file
+
+    from sesttune.data.features import read_features
+    from sesttune.tracking.registry import FEATURES_FILE
+
+    known: dict[str, Any] = load_file(folder / FEATURES_FILE)
+    return {**(read_features(more) if more else {}), **known}
+
+
+def _read_cells(
+    args: argparse.Namespace, config: "Config", about: dict[str, Any], known: set[str]
+) -> tuple["CellStore", "ControlEmbeddings"]:
+    """The input as a cell store of the model's genes, its controls encoded."""
+    from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
+    from sesttune.data.store import SourceFile, build_store
+    from sesttune.model.se_encoder import SEEncoder
+
+    cache = Path(config.data.cache_dir).expanduser().absolute()
+    source = SourceFile(args.adata, "input")
+    store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
+    lacking = sorted({n for n in store.names["pert"] if n != store.control_pert} - known)
+    if lacking:
+        raise UserError(
+            f"{args.adata}: the model has no feature vector for {len(lacking)} perturbations "
+            f"({', '.join(lacking[:5])}); give a file that has with --features"
+        )
+    if config.data.kwargs.embed_key is not None:
+        return store, control_embeddings_from_obsm(store, config.data.kwargs.embed_key, cache)
+    checkpoint = None if args.model_folder else about["encoder"]["path"]
+    moved = args.model_folder or str(Path(about["encoder"]["path"]).parent)
+    encoder = SEEncoder.open(moved, checkpoint, hash_cache=cache / "sha256")
+    if encoder.identity["sha256"] != about["encoder"]["sha256"]:
+        raise UserError(
+            f"{encoder.files.checkpoint} is not the encoder this model was trained with "
+            f"(sha256 {encoder.identity['sha256'][:12]}, expected "
+            f"{about['encoder']['sha256'][:12]}); point --model-folder at the right one"
+        )
+    return store, build_control_embeddings(store, encoder, cache)
+
+
+def _predict(
+    head: "STHead",
+    store: "CellStore",
+    controls: "ControlEmbeddings",
+    features: dict[str, "np.ndarray"],
+    config: "Config",
+    seed: int,
+) -> "np.ndarray":
+    """log1p expression float32 [cells, genes]: predicted, and of controls their own."""
+    import numpy as np
+    import torch
+
+    from sesttune.data.sampling import ControlPool
+    from sesttune.data.trial_data import conditions_of
+
+    pool, length = ControlPool(store), config.model.kwargs.st_cell_set_len
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    head = head.to(device)
+    out = np.empty((store.n_cells, store.n_genes), np.float32)
+    own = np.flatnonzero(store.is_control)
+    out[own] = store.dense(own)
+    for number, condition in enumerate(conditions_of(store)):
+        rng = np.random.default_rng([seed, number])
+        name = store.names["pert"][condition.pert]
+        feature = torch.from_numpy(features[name])[None].to(device)
+        for start in range(0, len(condition.rows), length):
+            rows = condition.rows[start : start + length]
+            # A short last set is filled up, so that every set has the trained length.
+            full = np.resize(rows, length)
+            paired = pool.pair(full, condition, rng)
+            embedding = torch.from_numpy(controls.matrix[controls.row_of_cell[paired]])[None]
+            with torch.inference_mode():
+                predicted = head(embedding.to(device), feature)[0]  # [cells, genes]
+            out[rows] = predicted[: len(rows)].float().cpu().numpy()
+    return out
+
+
+def _write(source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]) -> None:
+    import anndata
+
+    cells = anndata.read_h5ad(source)
+    kept = cells[:, about["genes"]]
+    predicted = anndata.AnnData(X=expression, obs=kept.obs.copy(), var=kept.var.copy())
+    predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
+    draft = output.with_name(f".{output.stem}.{os.getpid()}.h5ad")
+    try:
+        predicted.write_h5ad(draft)
+        os.replace(draft, output)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write it ({error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,146 @@
+"""From a configuration to a run folder that trials can start in, and back.
+
+Order matters: everything that can be refused is refused before the encoder runs,
+the encoder runs before anything is trained, and the run folder appears only when
+both have worked, so a mistake leaves nothing behind.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sesttune.config.load import from_dict, to_dict, to_yaml
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+
+SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its settings, its prepared data, and its search space (None: one training)."""
+
+    folder: Path
+    config: Config
+    manifest: Path
+    space: dict[str, Any] | None
+
+
+def run_folder(config: Config) -> Path:
+    """`output_dir/name`, absolute; raises UserError where it exists already."""
+    assert config.name is not None
+    folder = Path(config.output_dir).expanduser().absolute() / config.name
+    if folder.exists():
+        raise UserError(
+            f"{folder} exists: choose another name=, or continue it with --resume {config.name}"
+        )
+    return folder
+
+
+def prepare_run(config: Config, space: Mapping[str, Any] | None, console: Console) -> Run:
+    """Check and prepare the data, encode what is not cached, and create the run folder."""
+    folder = run_folder(config)
+    console.print(to_yaml(config), highlight=False, style="dim")
+    manifest, about = _prepare_data(config, console)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"output_dir={config.output_dir}: cannot create {folder}: {error}"
+        ) from None
+    _write_settings(folder, config, space)
+    write_json(folder / DATA, {"manifest": str(manifest), **about})
+    return Run(folder, config, manifest, dict(space) if space is not None else None)
+
+
+def open_run(output_dir: str, name: str) -> Run:
+    """The run `output_dir/name` as it was started; raises UserError where there is none."""
+    from omegaconf import OmegaConf
+
+    folder = Path(output_dir).expanduser().absolute() / name
+    if not (folder / DATA).is_file():
+        runs = sorted(path.parent.name for path in folder.parent.glob(f"*/{DATA}"))
+        raise UserError(
+            f"no run '{name}' in {folder.parent}; there are: {', '.join(runs) or 'none'}"
+        )
+    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
+    about = json.loads((folder / DATA).read_text())
+    return Run(folder, from_dict(settings["config"]), Path(about["manifest"]), settings["space"])
+
+
+def ensure_data(run: Run, console: Console) -> Run:
+    """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
+    manifest, about = _prepare_data(run.config, console)
+    before = json.loads((run.folder / DATA).read_text())
+    if about["fingerprint"] != before["fingerprint"]:
+        raise UserError(
+            f"the data of {run.folder.name} have changed since it was started: its results would "
+            "not be comparable; start a new sweep"
+        )
+    return Run(run.folder, run.config, manifest, run.space)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` to a temporary name and rename it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=2))
+    os.replace(draft, path)
+
+
+def _prepare_data(config: Config, console: Console) -> tuple[Path, dict[str, Any]]:
+    from sesttune.data.trial_data import TrialData, prepare
+    from sesttune.model.se_encoder import SEEncoder
+
+    kwargs, cache = config.model.kwargs, Path(config.data.cache_dir).expanduser()
+
+    def encoder() -> SEEncoder:
+        return SEEncoder.open(
+            kwargs.se_model_path, kwargs.se_checkpoint_path, hash_cache=cache / "sha256"
+        )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        manifest = prepare(config, encoder, show)
+    data = TrialData.open(manifest)
+    for note in data.notes:
+        console.print(f"  {note}", highlight=False)
+    from sesttune.training.validation import baselines
+
+    about = {
+        "fingerprint": data.fingerprint,
+        "encoder": dict(data.encoder),
+        "notes": data.notes,
+        "dims": {"embed": data.embed_dim, "pert": data.pert_dim, "genes": data.n_genes},
+        "baselines": baselines(config, data),
+    }
+    return manifest, about
+
+
+def _write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:
+    from omegaconf import OmegaConf
+
+    command = shlex.join(["sesttune", Path(sys.argv[0]).stem, *sys.argv[1:]])
+    settings = {"command": command, "space": space, "config": to_dict(config)}
+    draft = folder / f".{SETTINGS}"
+    OmegaConf.save(OmegaConf.create(settings), draft)
+    os.replace(draft, folder / SETTINGS)

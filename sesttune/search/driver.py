@@ -1,0 +1,109 @@
+"""Run a sweep: Ray Tune carries the ledger's trials to machines until none is left.
+
+Nothing of Ray's state is kept. After any crash a new run over the same folder continues
+(at most one validation interval per running trial is repeated), where `Tuner.restore`
+would start running trials from step 0 and forget the rungs.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sesttune.config.load import to_dict
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+from sesttune.search.ledger import TrialLedger
+from sesttune.search.listener import SweepListener
+from sesttune.search.outcome import SweepOutcome, read_outcome
+from sesttune.search.ray_session import Slots, ray_session
+from sesttune.search.space import SearchSpace
+from sesttune.training.records import list_trials
+
+_TRIES = 2  # a worker that dies is started once more, and continues its trial
+
+
+def run_sweep(
+    folder: Path,
+    config: Config,
+    space: SearchSpace,
+    manifest: Path,
+    listeners: Sequence[SweepListener] = (),
+    resume: bool = False,
+) -> SweepOutcome:
+    """Run the trials of the sweep in `folder` to their ends and say what came of them.
+
+    `manifest`: the prepared data that every trial opens. With `resume`, trials already in
+    `folder` are kept and unfinished ones continued first. Raises UserError where the
+    folder holds trials and `resume` is not set, where another driver runs it, and where no
+    trial fits the machine.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume and list_trials(folder):
+        raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
+    with _only_driver(folder):
+        ledger = TrialLedger(folder, config, space)
+        if ledger.remaining():
+            with ray_session(config) as slots:
+                _fit(ledger, config, manifest.absolute(), list(listeners), slots)
+        return read_outcome(folder, config)
+
+
+def _fit(
+    ledger: TrialLedger,
+    config: Config,
+    manifest: Path,
+    listeners: list[SweepListener],
+    slots: Slots,
+) -> None:
+    import os
+
+    # As many workers as slots start at once; Ray's default starts them one by one.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    from ray import tune
+
+    from sesttune.search.ray_adapters import LedgerCallback, LedgerScheduler, LedgerSearcher
+    from sesttune.search.worker import work
+
+    scratch = ledger.folder / ".ray"
+    tuner = tune.Tuner(
+        tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        param_space={
+            "config": to_dict(config),
+            "manifest": str(manifest),
+            "threads": slots.threads,
+        },
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(ledger, slots.concurrent),
+            scheduler=LedgerScheduler(ledger),
+            num_samples=ledger.remaining(),
+            # A worker is kept for the next trial: a new one costs seconds of imports.
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(scratch),
+            failure_config=tune.FailureConfig(max_failures=_TRIES - 1),
+            callbacks=[LedgerCallback(ledger, listeners)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    ledger.settle()
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Two drivers on one sweep would hand out the same trials."""
+    with (folder / ".driver.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being run by another process: wait, or stop it") from None
+        yield

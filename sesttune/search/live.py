@@ -1,0 +1,149 @@
+"""Show a running sweep: a table that redraws itself, or one line per trial where nobody watches.
+
+A pipe or a log file gets only finished trials, so a night of training is a page to read.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sesttune.search.listener import SweepListener
+from sesttune.training.records import TrialRecord
+
+_COLUMNS = ("trial", "config", "step", "val_loss", "best", "it/s", "state", "ETA")
+_REDRAW_S = 0.5
+
+
+@dataclass
+class _Trial:
+    params: Mapping[str, Any]
+    max_steps: int
+    state: str = "starting"
+    line: Mapping[str, float] = field(default_factory=dict)
+
+    def best(self) -> float:
+        return self.line.get("best_val_loss", math.nan)
+
+    def eta_s(self) -> float:
+        """Seconds to the end of its budget, at its present speed (nan while unknown)."""
+        speed = self.line.get("steps_per_s", math.nan)
+        running = self.state == "running" and speed > 0
+        return (self.max_steps - self.line["step"]) / speed if running else math.nan
+
+
+class LiveTable(SweepListener):
+    """A context manager around the sweep: `with LiveTable(console, total, records) as live`.
+
+    `total` trials will have been run in the end; `records` are those known before (a resumed
+    sweep). `clock` returns seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        total: int,
+        records: Sequence[TrialRecord] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._total, self._clock = console, total, clock
+        self._trials = {record.id: _known(record) for record in records if record.finished}
+        self._live: Live | None = None
+        self._started = self._drawn = clock()
+
+    def __enter__(self) -> "LiveTable":
+        if self._console.is_terminal:
+            self._live = Live(self.table(), console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
+            self._live.stop()
+
+    def on_start(self, record: TrialRecord, max_steps: int) -> None:
+        self._trials[record.id] = _Trial(record.params, max_steps)
+
+    def on_report(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        trial = self._trials[trial_id]
+        trial.line, trial.state = dict(metrics), "running"
+
+    def on_end(self, trial_id: str, record: TrialRecord) -> None:
+        trial = self._trials[trial_id]
+        trial.state = f"{record.status}: {record.stop_reason}"
+        if self._live is None:
+            self._console.print(
+                f"trial {trial_id} {trial.state}, best val_loss {_number(trial.best())} "
+                f"[{describe(trial.params)}]",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_tick(self) -> None:
+        if self._live is not None and self._clock() - self._drawn >= _REDRAW_S:
+            self._drawn = self._clock()
+            self._live.update(self.table(), refresh=True)
+
+    def table(self) -> Table:
+        """The trials by id, those running in bold."""
+        table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
+        for name in _COLUMNS:
+            right = name not in ("config", "state")
+            table.add_column(name, justify="right" if right else "left", no_wrap=name != "state")
+        for trial_id, trial in sorted(self._trials.items()):
+            line = trial.line
+            table.add_row(
+                trial_id,
+                describe(trial.params),
+                f"{line.get('step', 0):,.0f}/{trial.max_steps:,}" if trial.max_steps else "",
+                _number(line.get("val_loss", math.nan)),
+                _number(trial.best()),
+                _number(line.get("steps_per_s", math.nan)),
+                trial.state,
+                duration(trial.eta_s()),
+                style="bold" if trial.state in ("running", "starting") else None,
+            )
+        return table
+
+    def _title(self) -> str:
+        ended = sum(":" in trial.state for trial in self._trials.values())
+        best = min(
+            ((t.best(), i) for i, t in self._trials.items() if not math.isnan(t.best())),
+            default=None,
+        )
+        leader = f", best val_loss {_number(best[0])} (trial {best[1]})" if best else ""
+        return f"{ended}/{self._total} trials, {duration(self._clock() - self._started)}{leader}"
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """The searched settings in short: `lr=0.0001 batch_size=16`."""
+    return " ".join(
+        f"{key.rpartition('.')[2]}={_number(v) if isinstance(v, float) else v}"
+        for key, v in params.items()
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or nothing where it is not known."""
+    if not math.isfinite(seconds):
+        return ""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "-"
+
+
+def _known(record: TrialRecord) -> _Trial:
+    lines = record.metrics()
+    budget = int(record.params.get("training.max_steps", 0))
+    state = f"{record.status}: {record.stop_reason}"
+    return _Trial(record.params, budget, state, lines[-1] if lines else {})

@@ -1,0 +1,115 @@
+"""Glue between Ray Tune's three interfaces and the `TrialLedger`; no decision is made here.
+
+Ray asks the searcher for trials, the scheduler whether one goes on, and tells the callback
+what happened. Ray's own trial ids are private to this file: the trial is named by
+the `folder` in its settings.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from sesttune.search.ledger import TrialLedger
+from sesttune.search.listener import SweepListener
+from sesttune.training.records import TrialRecord, read_trial
+
+
+class LedgerSearcher(Searcher):
+    """Hands out the ledger's trials, no more at once than there are slots.
+
+    Asking only when a slot is free gives the suggestion all results known by then.
+    """
+
+    def __init__(self, ledger: TrialLedger, concurrent: int) -> None:
+        super().__init__()
+        self._ledger, self._concurrent = ledger, concurrent
+        self._running: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if len(self._running) >= self._concurrent:
+            return None
+        record = self._ledger.next()
+        if record is None:
+            return cast(None, Searcher.FINISHED)  # a word, whatever Ray's own annotation says
+        self._running.add(trial_id)
+        return {"folder": str(record.folder)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._running.discard(trial_id)
+
+
+class LedgerScheduler(FIFOScheduler):
+    """Stops a trial when the ledger says so."""
+
+    def __init__(self, ledger: TrialLedger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        stop = self._ledger.report(record_of(trial), int(result["step"]), result["best_val_loss"])
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+
+class LedgerCallback(Callback):
+    """Settles the record of each trial that ended, and passes events to the listeners."""
+
+    def __init__(self, ledger: TrialLedger, listeners: list[SweepListener]) -> None:
+        self._ledger, self._listeners = ledger, list(listeners)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles its callbacks for a restore that is never made; a live table cannot be.
+        return {"_ledger": self._ledger, "_listeners": []}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        record = record_of(trial)
+        max_steps = self._ledger.max_steps(record)
+        self._tell(lambda listener: listener.on_start(record, max_steps))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: Mapping[str, float],
+        **_: Any,
+    ) -> None:
+        trial_id = record_of(trial).id
+        self._tell(lambda listener: listener.on_report(trial_id, result))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        self._end(trial, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._end(trial, "the worker process was lost twice (killed, or out of memory)")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        self._tell(lambda listener: listener.on_tick())
+
+    def _end(self, trial: Trial, crash: str | None) -> None:
+        record = self._ledger.end(record_of(trial), crash)
+        self._tell(lambda listener: listener.on_end(record.id, record))
+
+    def _tell(self, event: Callable[[SweepListener], None]) -> None:
+        for listener in list(self._listeners):
+            try:
+                event(listener)
+            except Exception:  # a display must not end days of training
+                logging.getLogger(__name__).exception("%s fell silent", type(listener).__name__)
+                self._listeners.remove(listener)
+
+
+def record_of(trial: Trial) -> TrialRecord:
+    """The record of a Ray trial as it is on disk now."""
+    record = read_trial(Path(trial.config["folder"]))
+    assert record is not None, "the ledger writes the record before it hands out the trial"
+    return record

@@ -1,0 +1,171 @@
+"""Copy what is new in a run folder to MLflow.
+
+The run folder is the spool: trials write only there, and `sync` delivers what lies
+past the place it remembers in `tracking.json`. It may be killed or fail at any
+point and be called again: runs are found by a tag before they are made, and a metric
+line carries its recorded time, so that sending it twice stores it once.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from sesttune import __version__
+from sesttune.tracking.describe import describe_run, trial_name
+from sesttune.tracking.store import artifact_location, quick_http
+from sesttune.training.records import BEST, TrialRecord, list_trials
+
+CURSOR = "tracking.json"
+SOURCE_TAG = "sesttune.source"
+PARENT_TAG, NAME_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+NOT_METRICS = ("step", "time", "max_steps")
+BATCH = 1_000
+"""Metrics MLflow takes in one call."""
+
+
+class RunTracker:
+    """Delivers one run folder to one MLflow store."""
+
+    def __init__(self, folder: Path, uri: str, experiment: str) -> None:
+        quick_http()
+        self.folder, self._uri, self._experiment = folder, uri, experiment
+        self._client = MlflowClient(uri)
+        self._cursor = _read_json(folder / CURSOR) or {}
+        self._cursor.setdefault("trials", {})
+
+    def sync(self) -> None:
+        """Deliver everything that is on disk and not yet in MLflow.
+
+        Raises whatever MLflow raises; what was delivered until then is remembered.
+        """
+        parent = self._parent()
+        for record in list_trials(self.folder):
+            self._sync_trial(record, parent)
+        result = _read_json(self.folder / "result.json")
+        if result is not None and self._cursor.get("result") != result:
+            self._finish(parent, result)
+
+    def trial_run(self, trial_id: str) -> str | None:
+        """The MLflow run id of a trial, where it has one."""
+        trial = self._cursor["trials"].get(trial_id)
+        return trial["run"] if trial else None
+
+    def _parent(self) -> str:
+        if "parent" not in self._cursor:
+            about = json.loads((self.folder / "data.json").read_text())
+            tags = self._common_tags(about)
+            run = self._find_or_create(str(self.folder), self.folder.name, tags)
+            self._client.set_tag(run, NOTE_TAG, describe_run(self.folder, about, None))
+            metrics = {f"baseline_{name}": loss for name, loss in about["baselines"].items()}
+            self._send_metrics(run, [{"step": 0, "time": 0.0, **metrics}])
+            self._cursor["parent"] = run
+            self._save()
+        return str(self._cursor["parent"])
+
+    def _sync_trial(self, record: TrialRecord, parent: str) -> None:
+        state = self._cursor["trials"].get(record.id)
+        if state is None:
+            about = json.loads((self.folder / "data.json").read_text())
+            tags = {**self._common_tags(about), PARENT_TAG: parent, "trial": record.id}
+            name = trial_name(record)
+            run = self._find_or_create(f"{self.folder}#{record.id}", name, tags)
+            params = [Param(key, str(value)) for key, value in record.params.items()]
+            self._client.log_batch(run, params=params)
+            state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "closed": False}
+            self._save()
+        lines = record.metrics()
+        if len(lines) > state["lines"]:
+            self._send_metrics(state["run"], lines[state["lines"] :])
+            state["lines"] = len(lines)
+            self._save()
+        if record.finished and not state["closed"]:
+            self._close_trial(record, state["run"])
+            state["closed"] = True
+            self._save()
+
+    def _close_trial(self, record: TrialRecord, run: str) -> None:
+        for file in (record.checkpoints / BEST, record.folder / "config.yaml"):
+            if file.is_file():
+                self._client.log_artifact(run, str(file))
+        tags = [
+            RunTag("stop_reason", record.stop_reason or ""),
+            RunTag("trial_status", record.status),
+        ]
+        self._client.log_batch(run, tags=tags)
+        self._client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
+
+    def _finish(self, parent: str, result: dict[str, Any]) -> None:
+        about = json.loads((self.folder / "data.json").read_text())
+        self._client.set_tag(parent, NOTE_TAG, describe_run(self.folder, about, result))
+        self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
+        board = result["leaderboard"]
+        columns = {key: [row[key] for row in board] for key in (board[0] if board else {})}
+        if columns:
+            self._client.log_table(parent, columns, "leaderboard.json")
+        self._client.log_artifact(parent, str(self.folder / "sweep.yaml"))
+        if board and board[0]["best_val_loss"] is not None:
+            best = {"step": 0, "time": 0.0, "best_val_loss": board[0]["best_val_loss"]}
+            self._send_metrics(parent, [best])
+        self._client.set_terminated(parent)
+        self._cursor["result"] = result
+        self._save()
+
+    def _find_or_create(self, source: str, name: str, tags: dict[str, str]) -> str:
+        experiment = self._experiment_id()
+        escaped = source.replace("'", "")
+        found = self._client.search_runs([experiment], f"tags.`{SOURCE_TAG}` = '{escaped}'")
+        if found:
+            return str(found[0].info.run_id)
+        run = self._client.create_run(experiment, tags={**tags, SOURCE_TAG: escaped}, run_name=name)
+        return str(run.info.run_id)
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            where = artifact_location(self._uri)
+            return str(self._client.create_experiment(self._experiment, artifact_location=where))
+        except MlflowException:  # another process made it a moment ago
+            found = self._client.get_experiment_by_name(self._experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _send_metrics(self, run: str, lines: list[dict[str, float]]) -> None:
+        metrics = [
+            Metric(key, float(value), int(line["time"] * 1000), int(line["step"]))
+            for line in lines
+            for key, value in line.items()
+            if key not in NOT_METRICS and math.isfinite(value)
+        ]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(run, metrics=metrics[start : start + BATCH])
+
+    def _common_tags(self, about: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            "data_fingerprint": about["fingerprint"],
+            "encoder": about["encoder"]["label"],
+            "encoder_sha256": about["encoder"]["sha256"],
+            "sesttune_version": __version__,
+        }
+
+    def _save(self) -> None:
+        path = self.folder / CURSOR
+        draft = path.with_name(f".{CURSOR}.{os.getpid()}")
+        draft.write_text(json.dumps(self._cursor))
+        os.replace(draft, path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None

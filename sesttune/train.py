@@ -1,0 +1,69 @@
+"""`sesttune train` (also `se-st-train`): one training with the given settings, without Ray.
+
+It leaves the same run folder as a sweep of one trial, so MLflow, promote and
+predict treat both alike.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from sesttune.command import add_config_arguments, named, read_config, run
+from sesttune.errors import UserError
+
+TRIAL_ID = "001"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train one ST head with the given settings."""
+    parser = argparse.ArgumentParser("sesttune train", description=main.__doc__)
+    parser.add_argument("--resume", metavar="NAME", help="continue an interrupted training")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    console = Console()
+    config = read_config(args)
+    from sesttune.run_setup import Run, ensure_data, open_run, prepare_run
+    from sesttune.training.records import TrialRecord, trial_folder, write_trial
+    from sesttune.training.trial import run_trial
+
+    if args.resume is not None:
+        known = open_run(config.output_dir, args.resume)
+        if known.space is not None:
+            raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")
+        training: Run = ensure_data(known, console)
+    else:
+        training = prepare_run(named(config, "train"), None, console)
+    from sesttune.tracking.background import BackgroundSync
+    from sesttune.tracking.store import tracking_uri
+
+    config, folder = training.config, training.folder
+    uri = tracking_uri(config)
+    where = trial_folder(folder, TRIAL_ID)
+    if not where.exists():
+        write_trial(TrialRecord(TRIAL_ID, where))
+    with BackgroundSync(folder, uri, config.tracking.experiment):
+        result = run_trial(config, training.manifest, where, lambda line: _show(console, line))
+    console.print(
+        f"stopped by {result.stop_reason} at step {result.step:,}; best val_loss "
+        f"{result.best_val_loss:.4g} at step {result.best_step:,}\n"
+        f"checkpoint: {result.best_checkpoint}\n"
+        f"browse:     sesttune ui output_dir={config.output_dir}\n"
+        f"promote:    sesttune promote --sweep {folder.name} --output-dir {config.output_dir}",
+        highlight=False,
+    )
+    return 1 if result.stop_reason == "nan" else 0
+
+
+def _show(console: Console, line: dict[str, float]) -> None:
+    console.print(
+        f"step {int(line['step']):>7,}  train_loss {line['train_loss']:<9.4g} "
+        f"val_loss {line['val_loss']:<9.4g} best {line['best_val_loss']:<9.4g} "
+        f"{line['steps_per_s']:.1f} steps/s",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
