@@ -1,7 +1,7 @@
 """The bundled demo: small files in the real formats, with a planted answer.
 
-Three cell types, 24 perturbations, 2,000 genes of negative-binomial counts in
-batches. Every perturbation has a hidden 6-d vector that sets both its effect on
+Three cell types, 40 perturbations, 2,000 genes of negative-binomial counts in
+batches. Every perturbation has a hidden 4-d vector that sets both its effect on
 gene programs and its 5,120-d feature vector, so an unseen perturbation can be
 predicted from its features and nothing else can. The encoder is a small SE
 checkpoint of random weights, and is called that wherever it is shown.
@@ -22,12 +22,12 @@ from sesttune.command import run
 
 DEMO_VERSION = 1
 N_GENES = 2_000
-N_PERTURBATIONS = 24
+N_PERTURBATIONS = 40
 CELL_TYPES = ("alpha", "beta", "gamma")
-CELLS_PER_CONDITION = 48
+CELLS_PER_CONDITION = 32
 CONTROLS_PER_CELL_TYPE = 240
 N_BATCHES = 3
-LATENT = 6
+LATENT = 4
 FEATURE_DIM = 5_120
 DISPERSION = 6.0
 """Negative-binomial size: variance = mean + mean^2 / 6."""
@@ -110,8 +110,8 @@ def write_demo(folder: Path, seed: int = 7) -> None:
         strength = rng.uniform(0.85, 1.15)
         _write_cell_type(folder, rng, cell_type, genes, targets, profile, strength * effects)
     held_out = [f'"{target}"' for target in targets]
-    text = SPLIT_FILE.replace("VAL", ", ".join(held_out[:5]))
-    (folder / "split.toml").write_text(text.replace("TEST", ", ".join(held_out[5:9])))
+    text = SPLIT_FILE.replace("VAL", ", ".join(held_out[:6]))
+    (folder / "split.toml").write_text(text.replace("TEST", ", ".join(held_out[6:12])))
     projection = rng.normal(size=(LATENT, FEATURE_DIM)) / np.sqrt(LATENT)
     features = hidden @ projection + 0.1 * rng.normal(size=(N_PERTURBATIONS, FEATURE_DIM))
     torch.save(
@@ -125,7 +125,7 @@ def _effects(
     rng: np.random.Generator, hidden: np.ndarray, target_genes: Sequence[int]
 ) -> np.ndarray:
     """Natural-log fold change of every gene, [perturbations, genes]."""
-    programs = rng.normal(0, 0.45, (LATENT, N_GENES)) * (rng.random((LATENT, N_GENES)) < 0.15)
+    programs = rng.normal(0, 0.6, (LATENT, N_GENES)) * (rng.random((LATENT, N_GENES)) < 0.2)
     effects = hidden @ programs
     effects[np.arange(len(target_genes)), target_genes] = np.log(0.15)  # the knock-down itself
     return effects
@@ -151,7 +151,7 @@ def _write_cell_type(
     log_fold = np.vstack([effects, np.zeros(len(genes))])[labels]  # row -1 is the control
     batch_shift = rng.normal(0, 0.1, (N_BATCHES, len(genes)))[batch]
     share = profile * np.exp(log_fold + batch_shift)
-    depth = rng.lognormal(np.log(6_000), 0.25, len(labels))
+    depth = rng.lognormal(np.log(12_000), 0.25, len(labels))
     mean = share / share.sum(1, keepdims=True) * depth[:, None]
     counts = rng.poisson(rng.gamma(DISPERSION, mean / DISPERSION))
     names = np.array([*targets, "non-targeting"])

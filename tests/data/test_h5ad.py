@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from sesttune.data.h5ad import H5adFile
+from sesttune.errors import UserError
+
+COUNTS = np.array([[0, 2, 0, 5], [1, 0, 0, 0], [0, 0, 0, 0], [3, 0, 7, 1]], np.float32)
+
+
+def write(path: Path, x: object = COUNTS, **obs: object) -> Path:
+    frame = pd.DataFrame(obs or {"a": list("wxyz")}, index=[f"c{i}" for i in range(4)])
+    var = pd.DataFrame({"symbol": list("ABCD")}, index=[f"g{i}" for i in range(4)])
+    anndata.AnnData(X=x, obs=frame, var=var).write_h5ad(path)
+    return path
+
+
+@pytest.mark.parametrize("encode", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("block_rows", [1, 3, 100])
+def test_values_whatever_the_encoding(
+    tmp_path: Path, encode: object, dtype: type, block_rows: int
+) -> None:
+    path = write(tmp_path / "x.h5ad", encode(COUNTS.astype(dtype)))  # type: ignore[operator]
+    with H5adFile(path) as file:
+        blocks = list(file.iter_csr(block_rows=block_rows))
+        picked = list(file.iter_csr(np.array([0, 3]), block_rows))
+    assert np.array_equal(sparse.vstack(blocks).toarray(), COUNTS)
+    assert np.array_equal(sparse.vstack(picked).toarray(), COUNTS[[0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pd.Categorical(["u", "v", "u", "v"]), ["u", "v", "u", "v"]),
+        (["p", "q", "r", "s"], ["p", "q", "r", "s"]),
+        ([1, 2, 3, 4], ["1", "2", "3", "4"]),
+        ([1.0, 2.0, 3.0, 4.0], ["1", "2", "3", "4"]),
+        ([True, False, True, True], ["True", "False", "True", "True"]),
+    ],
+)
+def test_obs_columns_of_every_kind(tmp_path: Path, values: object, expected: list[str]) -> None:
+    with H5adFile(write(tmp_path / "x.h5ad", col=values)) as file:
+        assert file.obs("col").tolist() == expected
+
+
+def test_var_names_and_columns(tmp_path: Path) -> None:
+    with H5adFile(write(tmp_path / "x.h5ad")) as file:
+        assert file.var_names == ["g0", "g1", "g2", "g3"]
+        assert file.var_columns() == {"symbol": ["A", "B", "C", "D"]}
+        assert file.obsm("X_state") is None
+
+
+def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
+    with (
+        H5adFile(write(tmp_path / "x.h5ad", target_gene=list("abcd"))) as file,
+        pytest.raises(UserError, match=r"x.h5ad: obs has no column 'target_gen'.*'target_gene'"),
+    ):
+        file.obs("target_gen")
+
+
+def test_empty_labels_are_refused(tmp_path: Path) -> None:
+    with (
+        H5adFile(write(tmp_path / "x.h5ad", col=pd.Categorical(["a", None, "b", None]))) as file,
+        pytest.raises(UserError, match="'col' is empty for 2 cells"),
+    ):
+        file.obs("col")
+
+
+def test_nan_values_are_refused(tmp_path: Path) -> None:
+    bad = COUNTS.copy()
+    bad[1, 0] = np.nan
+    with (
+        H5adFile(write(tmp_path / "x.h5ad", sparse.csr_matrix(bad))) as file,
+        pytest.raises(UserError, match=r"x.h5ad: X holds NaN"),
+    ):
+        list(file.iter_csr())
+
+
+def test_duplicate_genes_are_refused(tmp_path: Path) -> None:
+    cells = anndata.AnnData(X=COUNTS, var=pd.DataFrame(index=["A", "B", "A", "C"]))
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    with (
+        H5adFile(tmp_path / "x.h5ad") as file,
+        pytest.raises(UserError, match="1 gene names occur more than once.*'A'"),
+    ):
+        file.unique_genes()
+
+
+def test_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gone.h5ad does not exist"):
+        H5adFile(tmp_path / "gone.h5ad")
+    (tmp_path / "text.h5ad").write_text("not hdf5")
+    with pytest.raises(UserError, match="text.h5ad is not an HDF5 file"):
+        H5adFile(tmp_path / "text.h5ad")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["Y"] = [1]
+    with pytest.raises(UserError, match="other.h5 is not an AnnData file: it lacks X, obs, var"):
+        H5adFile(tmp_path / "other.h5")
+    whole = write(tmp_path / "whole.h5ad").read_bytes()
+    (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut.h5ad is not an HDF5 file, or is truncated"):
+        H5adFile(tmp_path / "cut.h5ad")

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from sesttune.data.splits import assign_splits, expand_braces, read_split_file
+from sesttune.errors import UserError
+
+CONDITIONS = [
+    ("d", cell_type, pert) for cell_type in ("alpha", "beta", "gamma") for pert in ("P0", "P1", "P2")
+]
+GOOD = """
+[datasets]
+d = "cells"
+[training]
+d = "train"
+[zeroshot]
+"d.gamma" = "test"
+[fewshot."d.beta"]
+val = ["P0"]
+test = ["P1"]
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "cells").mkdir(exist_ok=True)
+    (folder / "cells" / "a.h5ad").touch()
+    (folder / "split.toml").write_text(text)
+    return folder / "split.toml"
+
+
+def test_every_condition_goes_where_the_tables_say(tmp_path: Path) -> None:
+    splits, notes = assign_splits(read_split_file(write(tmp_path, GOOD)), CONDITIONS, 0.1, 0)
+    assert {c for c, s in splits.items() if s == "test"} == {
+        ("d", "gamma", "P0"),
+        ("d", "gamma", "P1"),
+        ("d", "gamma", "P2"),
+        ("d", "beta", "P1"),
+    }
+    assert {c for c, s in splits.items() if s == "val"} == {("d", "beta", "P0")}
+    assert splits[("d", "alpha", "P0")] == "train"  # held out in beta only
+    assert splits[("d", "beta", "P2")] == "train"
+    assert notes == []
+
+
+def test_without_val_training_perturbations_are_held_out_and_test_is_not_touched(
+    tmp_path: Path,
+) -> None:
+    file = read_split_file(write(tmp_path, GOOD.replace('val = ["P0"]\n', "")))
+    before = {c for c in CONDITIONS if c[1] == "gamma"} | {("d", "beta", "P1")}
+    for seed in range(5):
+        splits, notes = assign_splits(file, CONDITIONS, 0.34, seed)
+        held_out = {c[2] for c, s in splits.items() if s == "val"}
+        assert len(held_out) == 1
+        assert "held out 1 of 3 training perturbations" in notes[0]
+        assert {c for c, s in splits.items() if s == "test"} == before
+        assert not [c for c, s in splits.items() if s == "train" and c[2] in held_out]
+
+
+def test_hold_out_follows_the_seed(tmp_path: Path) -> None:
+    file = read_split_file(write(tmp_path, '[datasets]\nd = "cells"\n[training]\nd = "train"\n'))
+    many = [("d", "alpha", f"P{i}") for i in range(50)]
+    first, again, other = (assign_splits(file, many, 0.1, seed)[0] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert sum(split == "val" for split in first.values()) == 5
+
+
+def test_a_dataset_outside_training_is_left_out(tmp_path: Path) -> None:
+    text = '[datasets]\nd = "cells"\ne = "cells"\n[training]\nd = "train"\n'
+    conditions = [*CONDITIONS, ("e", "alpha", "P0")]
+    splits, _ = assign_splits(read_split_file(write(tmp_path, text)), conditions, 0.3, 0)
+    assert ("e", "alpha", "P0") not in splits
+
+
+def test_datasets_as_folder_file_and_glob(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.h5ad").touch()
+    text = '[datasets]\none = "a.h5ad"\ntwo = "{b,c}.h5ad"\nall = "."\nstar = "*.h5ad"\n'
+    datasets = read_split_file(write(tmp_path, text)).datasets
+    assert [p.name for p in datasets["one"]] == ["a.h5ad"]
+    assert [p.name for p in datasets["two"]] == ["b.h5ad", "c.h5ad"]
+    assert [p.name for p in datasets["all"]] == ["a.h5ad", "b.h5ad", "c.h5ad"]
+    assert datasets["star"] == datasets["all"]
+
+
+def test_braces() -> None:
+    assert expand_braces("x{a,b}y{c,d}") == ["xayc", "xayd", "xbyc", "xbyd"]
+    assert expand_braces("plain") == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("d.gamma", "e.gamma"), "names dataset 'e'"),
+        (('"test"\n[few', '"tests"\n[few'), '"val" or "test"'),
+        (("d.gamma", "d.gama"), "cell type 'gama'.*did you mean 'gamma'"),
+        (('"P0"', '"P00"'), "perturbation 'P00'.*did you mean 'P0'"),
+        (("[training]", "[trainig]"), r"unknown table \[trainig\]"),
+        (('d = "train"', 'd = "test"'), 'must be "train"'),
+        (('["P1"]', '["P0"]'), "in val and in test"),
+        (("d.gamma", "d.beta"), "in .zeroshot. and .fewshot.: keep one"),
+        (("cells", "nowhere"), "no file matches"),
+        (("val =", "vall ="), "must hold val"),
+        (("[datasets]", "[datasets"), "not valid TOML"),
+        (('[training]\nd = "train"\n', ""), "nothing is left to train on"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = write(tmp_path, GOOD.replace(*change))
+    with pytest.raises(UserError, match=message) as caught:
+        assign_splits(read_split_file(path), CONDITIONS, 0.1, 0)
+    assert "\n" not in str(caught.value)
+    assert "split.toml" in str(caught.value)

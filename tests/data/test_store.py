@@ -1,0 +1,173 @@
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.tiny_data import N_GENES, write_cells, write_tiny
+from scipy import sparse
+
+from sesttune.config.schema import DataKwargs
+from sesttune.data.store import CellStore, SourceFile, build_store
+from sesttune.errors import UserError
+
+KWARGS = DataKwargs()
+
+
+def normalised(counts: np.ndarray, target: float = 10_000.0) -> np.ndarray:
+    return np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * target)
+
+
+def test_dense_is_log1p_of_normalised_counts(tmp_path: Path) -> None:
+    files = [SourceFile(p, "tiny") for p in write_tiny(tmp_path).files.values()]
+    store = build_store(files, KWARGS, tmp_path / "cache")
+    expected = np.vstack([normalised(anndata.read_h5ad(f.path).X.toarray()) for f in files])
+    rows = np.random.default_rng(0).permutation(store.n_cells)
+    assert np.abs(store.dense(rows) - expected[rows]).max() < 1e-5
+    assert store.values.dtype == np.float16  # whole counts survive half precision
+    assert store.indices.dtype == np.uint16
+    assert store.is_control.sum() == 120
+
+
+@pytest.mark.parametrize("encoding", ["csc", "dense"])
+def test_the_encoding_of_x_does_not_matter(tmp_path: Path, encoding: str) -> None:
+    folders = tmp_path / "a", tmp_path / "b"
+    stores = []
+    for folder, kind in zip(folders, ("csr", encoding), strict=True):
+        folder.mkdir()
+        files = [SourceFile(p, "t") for p in write_tiny(folder, encoding=kind).files.values()]
+        stores.append(build_store(files, KWARGS, folder / "cache"))
+    assert stores[0].fingerprint == stores[1].fingerprint
+    everything = np.arange(stores[0].n_cells)
+    assert np.array_equal(stores[0].dense(everything), stores[1].dense(everything))
+
+
+def test_log1p_values_are_detected_and_kept(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["alpha"]
+    cells = anndata.read_h5ad(path)
+    logged = normalised(cells.X.toarray()).astype(np.float32)
+    cells.X = sparse.csr_matrix(logged)
+    cells.write_h5ad(path)
+    store = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "cache")
+    assert store.files[0]["values"] == "log1p"
+    assert np.array_equal(store.dense(np.arange(100)), logged)
+    assert store.values.dtype == np.float32  # half precision would lose digits
+
+
+def test_detection_can_be_overridden(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["alpha"]
+    store = build_store([SourceFile(path, "t")], DataKwargs(counts="log1p"), tmp_path / "c")
+    counts = anndata.read_h5ad(path).X.toarray()
+    assert np.array_equal(store.dense(np.arange(100)), counts)
+
+
+def test_genes_are_aligned_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = ["non-targeting", "P0"] * 5
+    first = write_cells(tmp_path / "a.h5ad", rng, labels, "x", ["A", "B", "C", "D"])
+    second = write_cells(tmp_path / "b.h5ad", rng, labels, "y", ["D", "E", "B", "A"])
+    store = build_store(
+        [SourceFile(first, "t"), SourceFile(second, "t")], KWARGS, tmp_path / "cache"
+    )
+    assert store.genes == ["A", "B", "D"]
+    assert any("3 genes common" in note for note in store.notes)
+    # The library size is that of the whole cell, not of the kept genes.
+    whole = normalised(anndata.read_h5ad(second).X.toarray())
+    assert np.abs(store.dense(np.arange(10, 20)) - whole[:, [3, 2, 0]]).max() < 1e-5
+
+
+def test_gene_list_fixes_genes_and_order(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    (tmp_path / "genes.txt").write_text("G5\nG2\n")
+    files = [SourceFile(tiny.files["alpha"], "t")]
+    kwargs = DataKwargs(gene_list=str(tmp_path / "genes.txt"))
+    assert build_store(files, kwargs, tmp_path / "c").genes == ["G5", "G2"]
+    (tmp_path / "genes.txt").write_text("G5\nZZ\n")
+    with pytest.raises(UserError, match="lacks 1 of the 2 genes.*'ZZ'"):
+        build_store(files, kwargs, tmp_path / "c")
+
+
+def test_a_second_build_is_served_from_the_cache(tmp_path: Path) -> None:
+    files = [SourceFile(p, "t") for p in write_tiny(tmp_path).files.values()]
+    first = build_store(files, KWARGS, tmp_path / "cache")
+    stamp = (first.folder / "values.npy").stat().st_mtime_ns
+    again = build_store(files, KWARGS, tmp_path / "cache")
+    assert again.folder == first.folder
+    assert (again.folder / "values.npy").stat().st_mtime_ns == stamp
+    other = build_store(files, DataKwargs(target_sum=1e6), tmp_path / "cache")
+    assert other.folder != first.folder
+
+
+def test_a_torn_cache_is_built_again(tmp_path: Path) -> None:
+    files = [SourceFile(p, "t") for p in write_tiny(tmp_path).files.values()]
+    store = build_store(files, KWARGS, tmp_path / "cache")
+    everything = np.arange(store.n_cells)
+    before = store.dense(everything)
+    values = store.folder / "values.npy"
+    values.write_bytes(values.read_bytes()[:-10])
+    assert np.array_equal(
+        build_store(files, KWARGS, tmp_path / "cache").dense(everything), before
+    )
+    (store.folder / "complete.json").unlink()
+    assert np.array_equal(
+        build_store(files, KWARGS, tmp_path / "cache").dense(everything), before
+    )
+
+
+def _build(paths: list[Path], cache: Path) -> str:
+    return build_store([SourceFile(p, "t") for p in paths], KWARGS, cache).fingerprint
+
+
+def test_concurrent_builders_agree(tmp_path: Path) -> None:
+    paths = list(write_tiny(tmp_path).files.values())
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_build, paths, tmp_path / "cache") for _ in range(3)]
+        assert len({job.result() for job in jobs}) == 1
+    assert len([p for p in (tmp_path / "cache" / "stores").iterdir() if p.is_dir()]) == 1
+
+
+def edited(tmp_path: Path, **obs: object) -> list[SourceFile]:
+    path = write_tiny(tmp_path).files["alpha"]
+    cells = anndata.read_h5ad(path)
+    for column, values in obs.items():
+        cells.obs[column] = values
+    cells.write_h5ad(path)
+    return [SourceFile(path, "t")]
+
+
+def test_contexts_without_controls_are_refused(tmp_path: Path) -> None:
+    types = pd.Categorical(["alpha"] * 95 + ["lonely"] * 5)
+    with pytest.raises(UserError, match="cell type 'lonely' has no control cells"):
+        build_store(edited(tmp_path, cell_type=types), KWARGS, tmp_path / "c")
+    kwargs = DataKwargs(control_pert="non-targetting")
+    with pytest.raises(UserError, match="did you mean 'non-targeting'"):
+        build_store(edited(tmp_path), kwargs, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(-1.0, "holds negative values"), (1e4 + 0.5, "neither whole counts nor log1p")],
+)
+def test_impossible_values_are_refused(tmp_path: Path, value: float, message: str) -> None:
+    path = write_tiny(tmp_path).files["alpha"]
+    cells = anndata.read_h5ad(path)
+    x = cells.X.toarray()
+    x[3, 4] = value
+    cells.X = sparse.csr_matrix(x)
+    cells.write_h5ad(path)
+    with pytest.raises(UserError, match=message):
+        build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c")
+    assert not list((tmp_path / "c" / "stores").glob("*/values.npy"))  # nothing half-built stays
+
+
+def test_empty_cells_are_zero(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["alpha"]
+    cells = anndata.read_h5ad(path)
+    x = cells.X.toarray()
+    x[7] = 0
+    cells.X = sparse.csr_matrix(x)
+    cells.write_h5ad(path)
+    store: CellStore = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c")
+    assert np.array_equal(store.dense(np.array([7])), np.zeros((1, N_GENES), np.float32))

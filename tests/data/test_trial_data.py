@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_data import CONTROL, MeanEncoder, TinyData, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
+
+
+def open_data(tiny: TinyData, encoder: MeanEncoder | None = None, **more: object) -> TrialData:
+    config = load_config(base=tiny.settings(**more))
+    return TrialData.open(prepare(config, lambda: encoder or MeanEncoder()))
+
+
+def labels(data: TrialData, rows: np.ndarray) -> set[tuple[str, str]]:
+    names = data.store.names
+    types, perts = data.store.cell_type[rows], data.store.pert[rows]
+    return {(names["cell_type"][t], names["pert"][p]) for t, p in zip(types, perts, strict=True)}
+
+
+def test_no_cell_of_a_held_out_condition_is_in_train(tmp_path: Path) -> None:
+    data = open_data(write_tiny(tmp_path))
+    rows = {
+        split: np.concatenate([c.rows for c in data.conditions(split)])
+        for split in ("train", "val", "test")
+    }
+    assert labels(data, rows["val"]) == {("beta", "P0"), ("beta", "P1")}
+    assert labels(data, rows["test"]) == {("gamma", f"P{i}") for i in range(6)} | {("beta", "P2")}
+    assert labels(data, rows["train"]) == (
+        {("alpha", f"P{i}") for i in range(6)} | {("beta", f"P{i}") for i in (3, 4, 5)}
+    )
+    # Every cell is a control or in exactly one split.
+    together = np.concatenate([*rows.values(), np.flatnonzero(data.store.is_control)])
+    assert np.array_equal(np.sort(together), np.arange(data.store.n_cells))
+
+
+def test_conditions_hold_all_their_cells(tmp_path: Path) -> None:
+    data = open_data(write_tiny(tmp_path))
+    for condition in data.conditions("train"):
+        same = (data.store.pert == condition.pert) & (data.store.cell_type == condition.cell_type)
+        assert np.array_equal(condition.rows, np.flatnonzero(same))
+
+
+def test_controls_are_encoded_from_their_own_file_once(tmp_path: Path) -> None:
+    tiny, encoder = write_tiny(tmp_path), MeanEncoder()
+    data = open_data(tiny, encoder)
+    assert encoder.encoded == 120  # controls only
+    beta = anndata.read_h5ad(tiny.files["beta"])
+    controls = beta.X[(beta.obs["target_gene"] == CONTROL).to_numpy()].toarray()
+    rows = np.flatnonzero(data.store.is_control & (data.store.file == 1))
+    found = data.controls.matrix[data.controls.row_of_cell[rows]]
+    assert np.allclose(found, np.log1p(controls[:, :6]))
+    assert (data.controls.row_of_cell[~data.store.is_control] == -1).all()
+    again = MeanEncoder()
+    open_data(tiny, again)
+    assert again.encoded == 0  # the second sweep does not touch the encoder
+
+
+def test_embeddings_of_the_files_are_used_on_request(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    for number, path in enumerate(tiny.files.values()):
+        cells = anndata.read_h5ad(path)
+        cells.obsm["X_state"] = np.full((cells.n_obs, 5), number, np.float32)
+        cells.write_h5ad(path)
+    data = open_data(tiny, **{"data.kwargs.embed_key": "X_state"})
+    assert data.embed_dim == 5
+    assert np.unique(data.controls.matrix).tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(UserError, match="obsm has no 'X_uce'"):
+        open_data(tiny, **{"data.kwargs.embed_key": "X_uce"})
+
+
+def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    features = torch.load(tiny.features, weights_only=True)
+    del features["P0"], features["P5"]
+    torch.save(features, tiny.features)
+    with pytest.raises(UserError, match=r"no vector for 2 of 6 perturbations \(P0, P5\)"):
+        open_data(tiny)
+    data = open_data(tiny, **{"data.kwargs.missing_features": "drop"})
+    kept = {data.store.names["pert"][c.pert] for s in ("train", "val", "test") for c in data.conditions(s)}
+    assert kept == {"P1", "P2", "P3", "P4"}
+    assert any("dropped 2 of 6 perturbations" in note and "P0, P5" in note for note in data.notes)
+    known = [i for i, name in enumerate(data.store.names["pert"]) if name in kept]
+    assert np.isfinite(data.features[known]).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.kwargs.pert_dim", 5120, "feature vectors have width 8; set model.kwargs.pert_dim=8"),
+        ("data.kwargs.pert_col", "gene", "obs has no column 'gene'"),
+        ("data.kwargs.toml_config_path", "no.toml", "no.toml does not exist"),
+        ("data.kwargs.perturbation_features_file", "no.pt", "no.pt does not exist"),
+        ("data.kwargs.toml_config_path", None, "toml_config_path is not set"),
+    ],
+)
+def test_mistakes_are_refused_before_the_encoder(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    encoder = MeanEncoder()
+    with pytest.raises(UserError, match=message):
+        open_data(write_tiny(tmp_path), encoder, **{key: value})
+    assert encoder.encoded == 0
+
+
+def test_dimensions_are_checked_against_the_data(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    wrong = {"model.kwargs.input_dim": 61, "model.kwargs.output_dim": 61}
+    with pytest.raises(UserError, match=r"input_dim=61.*set model.kwargs.input_dim=60 model"):
+        open_data(tiny, **wrong)
+    free = dict.fromkeys(("model.kwargs.input_dim", "model.kwargs.output_dim"))
+    assert open_data(tiny, **free).n_genes == 60
+
+
+def test_the_fingerprint_follows_the_cells_and_the_split(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    first = open_data(write_tiny(tmp_path / "a")).fingerprint
+    assert open_data(write_tiny(tmp_path / "b")).fingerprint == first
+    assert open_data(write_tiny(tmp_path / "c", seed=1)).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "must hold a dict"),
+        ({"P0": torch.zeros(2, 2)}, "'P0' is not a one-dimensional tensor"),
+        ({"P0": torch.zeros(2), "P1": torch.zeros(3)}, "'P1' has 3 values, others 2"),
+        ({"P0": torch.tensor([1.0, torch.nan])}, "'P0' holds NaN"),
+    ],
+)
+def test_bad_feature_files_are_named(tmp_path: Path, content: object, message: str) -> None:
+    tiny = write_tiny(tmp_path)
+    torch.save(content, tiny.features)
+    with pytest.raises(UserError, match=message):
+        open_data(tiny)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("hostile-was-here"),))  # type: ignore[return-value]
+
+
+def test_a_hostile_feature_file_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = write_tiny(tmp_path)
+    torch.save({"P0": Hostile()}, tiny.features)
+    with pytest.raises(UserError, match="not a readable tensor file"):
+        open_data(tiny)
+    assert not (tmp_path / "hostile-was-here").exists()
