@@ -105,7 +105,7 @@ def write_demo(folder: Path, seed: int = 7) -> None:
     effects = _effects(rng, hidden, [genes.index(target) for target in targets])
     baseline = rng.gamma(0.6, 1.0, N_GENES)
     for cell_type in CELL_TYPES:
-        profile = baseline * np.exp(rng.normal(0, 0.7, N_GENES))
+        profile = baseline * np.exp(rng.normal(0, 0.4, N_GENES))
         # The same programs answer in every cell type, a little more or less strongly.
         strength = rng.uniform(0.85, 1.15)
         _write_cell_type(folder, rng, cell_type, genes, targets, profile, strength * effects)

@@ -13,8 +13,8 @@ from sesttune.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-TINY = 1e-12
-"""Squared distances below this have no gradient: the norm is not differentiable at zero."""
+ROUNDING = 1e-6
+"""Squared distances below this share of |x|^2 + |y|^2 are float32 rounding: taken as zero."""
 BLUR, SCALING = 0.05, 0.5
 """Sinkhorn: final length scale, and its ratio between two steps of the annealing."""
 
@@ -23,16 +23,17 @@ def energy_distance(predicted: Tensor, real: Tensor) -> Tensor:
     """E|x-y| - E|x-x'|/2 - E|y-y'|/2 (Székely and Rizzo, 2013, halved as in geomloss)."""
     x, y = predicted.float(), real.float()
     with torch.no_grad():
-        within_real = distances(y, y).mean((-2, -1))
+        within_real = distances_within(y).mean((-2, -1))
     across = distances(x, y).mean((-2, -1))
-    within = distances(x, x).mean((-2, -1))
+    within = distances_within(x).mean((-2, -1))
     return across - within / 2 - within_real / 2
 
 
 def sinkhorn_divergence(predicted: Tensor, real: Tensor) -> Tensor:
     """Debiased entropic transport cost of |x-y|^2/2 (Feydy et al., 2019), annealed to BLUR."""
     x, y = predicted.float(), real.float()
-    costs = [distances(a, b).square() / 2 for a, b in ((x, y), (x, x), (y, y))]
+    lengths = (distances(x, y), distances_within(x), distances_within(y))
+    costs = [length.square() / 2 for length in lengths]
     largest = float(costs[0].detach().max()) or 1.0
     cross, self_x, self_y = (_transport(cost, largest) for cost in costs)
     return cross - self_x / 2 - self_y / 2
@@ -44,13 +45,27 @@ def mean_squared_error(predicted: Tensor, real: Tensor) -> Tensor:
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances [sets, n, m]; the gradient is zero where two cells coincide."""
+    """Euclidean distances [sets, n, m]; no gradient where two cells coincide."""
     # |x|^2 + |y|^2 - 2xy loses digits when cells are close and far from the origin.
     centre = y.detach().mean(-2, keepdim=True)
     x, y = x - centre, y - centre
-    squared = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    squared = squared - 2 * x @ y.transpose(-1, -2)
-    apart = squared > TINY
+    lengths = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
+    return _root(lengths - 2 * x @ y.transpose(-1, -2), lengths)
+
+
+def distances_within(x: Tensor) -> Tensor:
+    """Euclidean distances [sets, n, n] of a set to itself, exactly zero on the diagonal."""
+    x = x - x.detach().mean(-2, keepdim=True)
+    lengths = x.square().sum(-1)[..., :, None] + x.square().sum(-1)[..., None, :]
+    squared = lengths - 2 * x @ x.transpose(-1, -2)
+    # Rounding leaves about 1e-7 there, whose root would bias the mean by 1e-4.
+    same = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
+    return _root(squared.masked_fill(same, 0.0), lengths)
+
+
+def _root(squared: Tensor, lengths: Tensor) -> Tensor:
+    """sqrt with value and gradient zero where the difference is lost in rounding."""
+    apart = squared > ROUNDING * lengths
     return torch.where(apart, squared, torch.ones_like(squared)).sqrt() * apart
 
 

@@ -1,7 +1,9 @@
 """Write a small SE checkpoint of random weights, in the public schema, for the demo and tests.
 
-Random features still carry cell state, which is all the demo needs; the file name
-makes every part of the program call it `demo-encoder (random weights)`.
+Random features carry cell state, but most of what an untrained encoder puts out is
+the same for every cell. So the value biases are set to cancel the average gene,
+and the CLS token to nothing: what is left is what differs between cells. The file
+name makes every part of the program call it `demo-encoder (random weights)`.
 """
 
 from collections.abc import Sequence
@@ -29,18 +31,23 @@ def write_demo_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     model = SETransformer(PROTEIN_WIDTH, WIDTH, HIDDEN, OUTPUT, HEADS, LAYERS)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        fan_in = tensor.shape[-1] if tensor.ndim == 2 else 1
-        drawn = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
-        is_norm = tensor.ndim == 1 and name.endswith("weight")
-        state[name] = torch.ones_like(tensor) if is_norm else drawn * (tensor.ndim == 2)
-    # Spread-out bins let the count of a gene, not only its identity, reach the embedding.
-    bins = model.bin_encoder.weight
-    state["bin_encoder.weight"] = torch.randn(bins.shape, generator=generator) * WIDTH**0.5
+    proteins = torch.randn(len(symbols), PROTEIN_WIDTH, generator=generator)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim == 2:
+                drawn = torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5
+                tensor.copy_(drawn)
+            else:
+                tensor.fill_(1.0 if "norm" in name or name == "encoder.1.weight" else 0.0)
+                if name.endswith("bias"):
+                    tensor.zero_()
+        model.cls_token.zero_()
+        model.dataset_token.zero_()
+        model.set_proteins(proteins)
+        _cancel_the_average_gene(model)
     path = folder / f"{DEMO_NAME}.ckpt"
     content = {
-        "state_dict": state,
+        "state_dict": model.state_dict(),
         "hyper_parameters": {
             "token_dim": PROTEIN_WIDTH,
             "d_model": WIDTH,
@@ -55,6 +62,15 @@ def write_demo_encoder(
         "cfg_yaml": SETTINGS.format(pad_length=pad_length, nhead=HEADS),
     }
     torch.save(content, path)
-    proteins = torch.randn(len(symbols), PROTEIN_WIDTH, generator=generator)
     torch.save(dict(zip(symbols, proteins.unbind(), strict=True)), folder / "protein_embeddings.pt")
     return path
+
+
+def _cancel_the_average_gene(model: SETransformer) -> None:
+    """Set each layer's value bias so that attention over all genes alike gives zero."""
+    x = model.gene_table[None]  # [1, genes, d]
+    for layer in model.transformer_encoder.layers:
+        values = slice(2 * WIDTH, 3 * WIDTH)
+        average = layer.qkv_proj.weight[values] @ x.mean((0, 1))  # type: ignore[union-attr, index, operator]
+        layer.qkv_proj.bias[values] = -average  # type: ignore[union-attr, index, operator]
+        x = layer(x)

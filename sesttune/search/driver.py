@@ -45,9 +45,13 @@ def run_sweep(
         raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
     with _only_driver(folder):
         ledger = TrialLedger(folder, config, space)
-        if ledger.remaining():
-            with ray_session(config) as slots:
-                _fit(ledger, config, manifest.absolute(), list(listeners), slots)
+        # Ray drops a trial whose kept worker does not let go of the one before; such trials
+        # are unfinished after the first round, and get workers of their own in a second.
+        for keep_workers in (True, False):
+            if ledger.remaining():
+                with ray_session(config) as slots:
+                    _fit(ledger, config, manifest.absolute(), listeners, slots, keep_workers)
+                ledger = TrialLedger(folder, config, space)
         return read_outcome(folder, config)
 
 
@@ -55,8 +59,9 @@ def _fit(
     ledger: TrialLedger,
     config: Config,
     manifest: Path,
-    listeners: list[SweepListener],
+    listeners: Sequence[SweepListener],
     slots: Slots,
+    keep_workers: bool,
 ) -> None:
     import os
 
@@ -68,6 +73,7 @@ def _fit(
     from sesttune.search.worker import work
 
     scratch = ledger.folder / ".ray"
+    searcher = LedgerSearcher(ledger, slots.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(work, {"cpu": slots.cpus, "gpu": slots.gpus}),
         param_space={
@@ -76,18 +82,18 @@ def _fit(
             "threads": slots.threads,
         },
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger, slots.concurrent),
+            search_alg=searcher,
             scheduler=LedgerScheduler(ledger),
             num_samples=ledger.remaining(),
-            # A worker is kept for the next trial: a new one costs seconds of imports.
-            reuse_actors=True,
+            # A kept worker begins its next trial at once, a new one after 6 s of imports.
+            reuse_actors=keep_workers,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=_TRIES - 1),
-            callbacks=[LedgerCallback(ledger, listeners)],
+            callbacks=[LedgerCallback(ledger, searcher, list(listeners))],
             verbose=0,
         ),
     )

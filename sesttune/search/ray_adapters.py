@@ -45,6 +45,14 @@ class LedgerSearcher(Searcher):
     ) -> None:
         self._running.discard(trial_id)
 
+    def free_lost(self, trials: list[Trial]) -> None:
+        """Free the slots of trials that Ray gave up without a word to its searcher.
+
+        It does so where a kept worker will not let go of its last trial; the slot would
+        stay taken for good, and with one slot the sweep would never end.
+        """
+        self._running -= {trial.trial_id for trial in trials if trial.status == Trial.ERROR}
+
 
 class LedgerScheduler(FIFOScheduler):
     """Stops a trial when the ledger says so."""
@@ -61,8 +69,13 @@ class LedgerScheduler(FIFOScheduler):
 class LedgerCallback(Callback):
     """Settles the record of each trial that ended, and passes events to the listeners."""
 
-    def __init__(self, ledger: TrialLedger, listeners: list[SweepListener]) -> None:
-        self._ledger, self._listeners = ledger, list(listeners)
+    def __init__(
+        self, ledger: TrialLedger, searcher: LedgerSearcher, listeners: list[SweepListener]
+    ) -> None:
+        self._ledger, self._searcher, self._listeners = ledger, searcher, list(listeners)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        self._searcher.free_lost(trials)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles its callbacks for a restore that is never made; a live table cannot be.

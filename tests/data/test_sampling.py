@@ -1,4 +1,3 @@
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,8 +90,12 @@ def test_batches_hold_the_right_numbers(data: TrialData) -> None:
     cell = data.store.dense(sets.pert_rows[2, 3:4])[0]
     assert torch.equal(batch["target"][2, 3], torch.from_numpy(cell))
     row = data.controls.row_of_cell[sets.control_rows[1, 5]]
-    assert torch.equal(batch["control_emb"][1, 5], torch.from_numpy(data.controls.matrix[row].copy()))
-    assert torch.equal(batch["pert_emb"][3], torch.from_numpy(data.features[sets.pert_codes[3]].copy()))
+    assert torch.equal(
+        batch["control_emb"][1, 5], torch.from_numpy(data.controls.matrix[row].copy())
+    )
+    assert torch.equal(
+        batch["pert_emb"][3], torch.from_numpy(data.features[sets.pert_codes[3]].copy())
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -6,7 +6,9 @@ from sesttune.data.splits import assign_splits, expand_braces, read_split_file
 from sesttune.errors import UserError
 
 CONDITIONS = [
-    ("d", cell_type, pert) for cell_type in ("alpha", "beta", "gamma") for pert in ("P0", "P1", "P2")
+    ("d", cell_type, pert)
+    for cell_type in ("alpha", "beta", "gamma")
+    for pert in ("P0", "P1", "P2")
 ]
 GOOD = """
 [datasets]

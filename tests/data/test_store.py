@@ -107,13 +107,9 @@ def test_a_torn_cache_is_built_again(tmp_path: Path) -> None:
     before = store.dense(everything)
     values = store.folder / "values.npy"
     values.write_bytes(values.read_bytes()[:-10])
-    assert np.array_equal(
-        build_store(files, KWARGS, tmp_path / "cache").dense(everything), before
-    )
+    assert np.array_equal(build_store(files, KWARGS, tmp_path / "cache").dense(everything), before)
     (store.folder / "complete.json").unlink()
-    assert np.array_equal(
-        build_store(files, KWARGS, tmp_path / "cache").dense(everything), before
-    )
+    assert np.array_equal(build_store(files, KWARGS, tmp_path / "cache").dense(everything), before)
 
 
 def _build(paths: list[Path], cache: Path) -> str:

@@ -81,7 +81,11 @@ def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -
     with pytest.raises(UserError, match=r"no vector for 2 of 6 perturbations \(P0, P5\)"):
         open_data(tiny)
     data = open_data(tiny, **{"data.kwargs.missing_features": "drop"})
-    kept = {data.store.names["pert"][c.pert] for s in ("train", "val", "test") for c in data.conditions(s)}
+    kept = {
+        data.store.names["pert"][c.pert]
+        for s in ("train", "val", "test")
+        for c in data.conditions(s)
+    }
     assert kept == {"P1", "P2", "P3", "P4"}
     assert any("dropped 2 of 6 perturbations" in note and "P0, P5" in note for note in data.notes)
     known = [i for i, name in enumerate(data.store.names["pert"]) if name in kept]
@@ -91,7 +95,11 @@ def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.kwargs.pert_dim", 5120, "feature vectors have width 8; set model.kwargs.pert_dim=8"),
+        (
+            "model.kwargs.pert_dim",
+            5120,
+            "feature vectors have width 8; set model.kwargs.pert_dim=8",
+        ),
         ("data.kwargs.pert_col", "gene", "obs has no column 'gene'"),
         ("data.kwargs.toml_config_path", "no.toml", "no.toml does not exist"),
         ("data.kwargs.perturbation_features_file", "no.pt", "no.pt does not exist"),

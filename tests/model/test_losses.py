@@ -1,0 +1,113 @@
+import pytest
+import torch
+from torch import Tensor
+
+from sesttune.errors import UserError
+from sesttune.model.losses import (
+    energy_distance,
+    loss_function,
+    mean_squared_error,
+    sinkhorn_divergence,
+)
+
+
+def in_double(x: Tensor, y: Tensor) -> Tensor:
+    """The energy distance by its definition, in float64 and one pair at a time."""
+    x, y = x.double(), y.double()
+
+    def mean_distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a[:, :, None] - b[:, None]).norm(dim=-1).mean((-2, -1))
+
+    return mean_distance(x, y) - mean_distance(x, x) / 2 - mean_distance(y, y) / 2
+
+
+def sets(seed: int, offset: float = 0.0, shift: float = 0.3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 16, 40, generator=generator) + offset
+    y = torch.rand(3, 16, 40, generator=generator) + offset + shift
+    return x, y
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 100.0])
+def test_energy_distance_equals_its_definition(offset: float) -> None:
+    x, y = sets(0, offset)
+    assert torch.allclose(energy_distance(x, y).double(), in_double(x, y), rtol=1e-5, atol=1e-5)
+
+
+def test_energy_distance_gradient_equals_that_of_the_definition() -> None:
+    x, y = sets(1)
+    x.requires_grad_()
+    energy_distance(x, y).sum().backward()
+    assert x.grad is not None
+    wide = x.detach().double().requires_grad_()
+    pairs = (wide[:, :, None] - wide[:, None]).square().sum(-1)
+    apart = pairs > 0
+    within = torch.where(apart, pairs, 1.0).sqrt() * apart
+    across = (wide[:, :, None] - y.double()[:, None]).norm(dim=-1)
+    (across.mean((-2, -1)) - within.mean((-2, -1)) / 2).sum().backward()
+    assert wide.grad is not None
+    assert torch.allclose(x.grad.double(), wide.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_energy_distance_is_zero_and_smooth_at_equality() -> None:
+    x, _ = sets(2)
+    same = x.clone().requires_grad_()
+    value = energy_distance(same, x)
+    value.sum().backward()
+    assert value.abs().max() < 1e-3
+    assert same.grad is not None
+    assert same.grad.isfinite().all()
+    flat = torch.zeros(1, 8, 4, requires_grad=True)  # all cells alike: every distance is zero
+    energy_distance(flat, torch.zeros(1, 8, 4)).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.abs().max() == 0
+
+
+def test_losses_are_per_set_and_grow_with_the_shift() -> None:
+    for loss in (energy_distance, sinkhorn_divergence, mean_squared_error):
+        near, far = loss(*sets(3, shift=0.1)), loss(*sets(3, shift=1.0))
+        assert near.shape == (3,)
+        assert (far > near).all()
+        whole = loss(*sets(3))
+        x, y = sets(3)
+        assert torch.allclose(whole[1:2], loss(x[1:2], y[1:2]), rtol=1e-3)
+
+
+def test_the_set_losses_ignore_the_order_of_cells() -> None:
+    x, y = sets(4)
+    turned = x.flip(1)
+    assert torch.allclose(energy_distance(x, y), energy_distance(turned, y), rtol=1e-5)
+    assert torch.allclose(sinkhorn_divergence(x, y), sinkhorn_divergence(turned, y), rtol=1e-4)
+    assert not torch.allclose(mean_squared_error(x, y), mean_squared_error(turned, y), rtol=1e-4)
+
+
+def test_sinkhorn_approaches_the_transport_cost_of_shifted_points() -> None:
+    x = torch.rand(1, 16, 10, generator=torch.Generator().manual_seed(5))
+    shift = torch.full((10,), 0.2)
+    cost = float(shift.square().sum() / 2)  # every point moves by the shift
+    assert float(sinkhorn_divergence(x + shift, x)) == pytest.approx(cost, rel=0.05)
+
+
+def test_sinkhorn_has_a_gradient_towards_the_target() -> None:
+    x, y = sets(6)
+    x.requires_grad_()
+    before = sinkhorn_divergence(x, y).sum()
+    before.backward()
+    assert x.grad is not None
+    after = sinkhorn_divergence(x.detach() - 1.0 * x.grad, y).sum()
+    assert after < before
+
+
+def test_unknown_loss() -> None:
+    with pytest.raises(UserError, match="not one of energy, sinkhorn, mse"):
+        loss_function("huber")
+
+
+@pytest.mark.oracle
+def test_energy_and_sinkhorn_equal_geomloss() -> None:
+    geomloss = pytest.importorskip("geomloss")
+    x, y = sets(7)
+    energy = geomloss.SamplesLoss("energy")(x, y)
+    assert torch.allclose(energy_distance(x, y), energy, rtol=1e-3)
+    sinkhorn = geomloss.SamplesLoss("sinkhorn", blur=0.05)(x, y)
+    assert torch.allclose(sinkhorn_divergence(x, y), sinkhorn, rtol=1e-2)

@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sesttune.errors import UserError
+from sesttune.model.safe_pickle import Stub, plain, read_checkpoint
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch hostile-was-here",))
+
+
+class Foreign:
+    def __init__(self) -> None:
+        self.value = 3
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"w": torch.ones(2)}, "evil": Hostile()}, tmp_path / "x.ckpt")
+    content = read_checkpoint(tmp_path / "x.ckpt")
+    assert torch.equal(content["state_dict"]["w"], torch.ones(2))
+    assert isinstance(content["evil"], Stub)
+    assert not (tmp_path / "hostile-was-here").exists()
+    # The file is hostile indeed: an ordinary unpickler runs it.
+    torch.load(tmp_path / "x.ckpt", weights_only=False)
+    assert (tmp_path / "hostile-was-here").exists()
+
+
+def test_foreign_objects_keep_their_state_and_do_nothing(tmp_path: Path) -> None:
+    torch.save({"object": Foreign()}, tmp_path / "x.ckpt")
+    stub = read_checkpoint(tmp_path / "x.ckpt")["object"]
+    assert isinstance(stub, Stub)
+    assert not isinstance(stub, Foreign)
+    assert stub.stub_state == {"value": 3}
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
+def test_tensors_of_every_kind_and_shape(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = torch.arange(24).reshape(4, 6).to(dtype)
+    saved = {"whole": base, "part": base[1:3, ::2], "turned": base.T, "none": base[:0]}
+    saved["parameter"] = torch.nn.Parameter(base.clone(), requires_grad=False)
+    saved["scalar"] = base[1, 1]
+    torch.save(saved, tmp_path / "x.ckpt")
+    found = read_checkpoint(tmp_path / "x.ckpt")
+    for name, tensor in saved.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_writing_into_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "x.ckpt")
+    read_checkpoint(tmp_path / "x.ckpt")["w"].zero_()
+    assert torch.equal(read_checkpoint(tmp_path / "x.ckpt")["w"], torch.ones(3))
+
+
+def test_settings_come_out_of_a_pickled_omegaconf_node(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create({"dataset": {"pad_length": 5, "list": [1, "a"], "none": None}})
+    torch.save({"cfg": node}, tmp_path / "x.ckpt")
+    found = plain(read_checkpoint(tmp_path / "x.ckpt")["cfg"])
+    assert found == {"dataset": {"pad_length": 5, "list": [1, "a"], "none": None}}
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_checkpoint(tmp_path / "gone.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(UserError, match="not in PyTorch's zip format"):
+        read_checkpoint(tmp_path / "text.ckpt")

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from sesttune.data.h5ad import H5adFile
+from sesttune.errors import UserError
+from sesttune.model.se_checkpoint import find_files, read_weights
+from sesttune.model.se_demo import write_demo_encoder
+from sesttune.model.se_encoder import SEEncoder
+from sesttune.model.se_tokens import Tokens
+
+ORACLE = Path(__file__).parents[1] / "data_oracle"
+TOLERANCE = 1.5e-6
+"""LayerNorm eps 1e-6 for 1e-5 shows at 2.1e-6, tanh-GELU at 3.6e-5, all else higher."""
+
+
+def open_oracle(checkpoint: str = "se_tiny.ckpt", **more: object) -> SEEncoder:
+    files = find_files(None, str(ORACLE / checkpoint), str(ORACLE / "protein_embeddings.pt"))
+    return SEEncoder(files, device="cpu", **more)  # type: ignore[arg-type]
+
+
+def read(name: str) -> tuple[sparse.csr_matrix, list[str], dict[str, list[str]]]:
+    with H5adFile(ORACLE / f"{name}.h5ad") as file:
+        cells = sparse.vstack(list(file.iter_csr())).tocsr()
+        return cells, file.var_names, file.var_columns()
+
+
+@pytest.mark.parametrize("checkpoint", ["se_tiny.ckpt", "se_tiny_old.ckpt"])
+@pytest.mark.parametrize(
+    ("cells", "expected"), [("cells", "expected"), ("cells_255known", "expected_255known")]
+)
+def test_embeddings_equal_the_public_implementation(
+    checkpoint: str, cells: str, expected: str
+) -> None:
+    found = open_oracle(checkpoint).encode(*read(cells))
+    wanted = np.load(ORACLE / f"{expected}.npy")
+    assert found.shape == wanted.shape == (len(wanted), 74)
+    assert np.abs(found - wanted).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["", "_255known", "_sparse", "_120known"])
+def test_embeddings_of_the_recorded_tokens(name: str) -> None:
+    recorded = np.load(ORACLE / f"tokens_cells{name}.npz")
+    # Column 0 of the record is CLS: it has a count and no gene of its own.
+    tokens = Tokens(recorded["ids"][:, 1:].astype(np.int64), recorded["counts"])
+    found = open_oracle().embed(tokens)
+    assert np.abs(found - np.load(ORACLE / f"expected{name}.npy")).max() <= TOLERANCE
+
+
+def test_proteins_inside_the_checkpoint_serve_as_well() -> None:
+    inside = SEEncoder(find_files(None, str(ORACLE / "se_tiny.ckpt"), None), device="cpu")
+    cells = read("cells")
+    assert np.array_equal(inside.encode(*cells), open_oracle().encode(*cells))
+
+
+@pytest.mark.parametrize("name", ["cells_sparse", "cells_120known", "cells"])
+def test_a_cell_has_one_embedding_whatever_the_batch_and_order(name: str) -> None:
+    x, genes, columns = read(name)
+    together = open_oracle(batch_size=60).encode(x, genes, columns)
+    alone = open_oracle(batch_size=1).encode(x, genes, columns)
+    order = np.random.default_rng(0).permutation(x.shape[0])
+    shuffled = open_oracle(batch_size=7).encode(x[order], genes, columns)
+    assert np.abs(together - alone).max() <= 1e-6
+    assert np.abs(together[order] - shuffled).max() <= 1e-6
+
+
+def test_filler_follows_the_seed() -> None:
+    cells = read("cells_sparse")
+    first, other = open_oracle(seed=0), open_oracle(seed=1)
+    assert first.key != other.key
+    assert np.abs(first.encode(*cells) - other.encode(*cells)).max() > 1e-3
+
+
+def test_sparse_cells_are_distributed_like_the_public_ones() -> None:
+    """Another draw of filler genes: near the recorded embedding, as two public draws are."""
+    found = open_oracle().encode(*read("cells_sparse"))[:, :64]
+    wanted = np.load(ORACLE / "expected_sparse.npy")[:, :64]
+    cosine = (found * wanted).sum(1)
+    assert np.median(cosine) > 0.9
+    shuffled = (found * np.roll(wanted, 1, axis=0)).sum(1)
+    assert np.median(cosine) > np.median(shuffled)
+
+
+def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+    weights = read_weights(find_files(None, str(ORACLE / "se_tiny.ckpt"), None))
+    hyper = {"nhead": weights.nhead}
+    content = {"state_dict": dict(weights.tensors), "hyper_parameters": hyper}
+    content["cfg_yaml"] = "dataset: {pad_length: 256, cls_token_idx: 3}"
+    content["protein_embeds_dict"] = {"A": torch.zeros(32)}
+    path = tmp_path / "x.ckpt"
+    del content["state_dict"]["bin_encoder.weight"]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"x.ckpt is not an SE checkpoint: it lacks bin_encoder.w"):
+        _ = SEEncoder.open(None, str(path)).embed_dim
+    content["state_dict"] = {"layer.weight": torch.zeros(2)}
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"lacks encoder.0.weight, decoder.1.weight"):
+        _ = SEEncoder.open(None, str(path)).embed_dim
+    torch.save({"anything": 1}, path)
+    with pytest.raises(UserError, match="lacks state_dict and/or hyper_parameters"):
+        _ = SEEncoder.open(None, str(path)).embed_dim
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    whole = (ORACLE / "se_tiny.ckpt").read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut.ckpt is truncated, or not in PyTorch's zip format"):
+        _ = SEEncoder.open(None, str(cut)).embed_dim
+
+
+def test_several_checkpoints_are_a_question(tmp_path: Path) -> None:
+    for name in ("epoch15.ckpt", "epoch16.ckpt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="epoch15.ckpt, epoch16.ckpt.*which one"):
+        find_files(str(tmp_path), None, None)
+    assert find_files(str(tmp_path), str(tmp_path / "epoch16.ckpt"), None).proteins is None
+
+
+def test_files_of_a_model_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        find_files(str(tmp_path / "gone"), None, None)
+    with pytest.raises(UserError, match=r"holds no .ckpt file"):
+        find_files(str(tmp_path), None, None)
+    for name in ("a.ckpt", "protein_embeddings_b.pt", "protein_embeddings_a.pt"):
+        (tmp_path / name).touch()
+    assert find_files(str(tmp_path), None, None).proteins == tmp_path / "protein_embeddings_b.pt"
+    (tmp_path / "protein_embeddings.pt").touch()
+    assert find_files(str(tmp_path), None, None).proteins == tmp_path / "protein_embeddings.pt"
+
+
+def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
+    genes = [f"G{i}" for i in range(300)]
+    one = SEEncoder.open(str(write_demo_encoder(tmp_path / "a", genes, 0).parent), None)
+    same = SEEncoder.open(str(write_demo_encoder(tmp_path / "b", genes, 0).parent), None)
+    other = SEEncoder.open(str(write_demo_encoder(tmp_path / "c", genes, 1).parent), None)
+    assert one.identity["label"] == "demo-encoder (random weights)"
+    assert one.key == same.key != other.key
+    assert one.embed_dim == 74
+
+
+def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> None:
+    source = write_demo_encoder(tmp_path / "a", ["A", "B"], 0)
+    content = torch.load(source, weights_only=True)
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in content["state_dict"].items()}
+    torch.save({**content, "state_dict": compiled}, source)
+    assert SEEncoder.open(str(source.parent), None).embed_dim == 74

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from ray.tune.schedulers.async_hyperband import _Bracket
+
+from sesttune.search.asha import Report, Rungs, Stop
+
+
+def test_rungs_of_the_plan_are_its_own_stages():
+    assert list(Rungs(grace=5_000, eta=4, max_t=60_000).recorded) == [5_000, 20_000]
+
+
+def test_there_is_no_rung_where_no_trial_goes_beyond_it():
+    assert list(Rungs(grace=5_000, eta=4, max_t=5_000).recorded) == []
+    assert list(Rungs(grace=5_000, eta=4, max_t=20_000).recorded) == [5_000]
+
+
+def test_a_trial_worse_than_the_best_quarter_stops_at_its_first_report_on_a_rung():
+    rungs = Rungs(5_000, 4, 60_000)
+    assert rungs.report(Report("a", 4_500, 9.0, False)) is None
+    for trial, loss in [("a", 1.0), ("b", 0.9), ("c", 0.8), ("d", 0.7), ("e", 0.6)]:
+        assert rungs.report(Report(trial, 5_000, loss, False)) is None
+    assert rungs.report(Report("f", 5_400, 0.71, False)) == Stop(5_000, 0.71, 0.7)
+    assert rungs.report(Report("f", 5_500, 0.75, False)) is None, "judged once per rung"
+    assert rungs.report(Report("g", 5_000, 0.7, False)) is None, "a tie goes on"
+
+
+def test_a_trial_at_the_end_of_its_own_budget_is_not_called_stopped():
+    rungs = Rungs(5_000, 4, 60_000)
+    rungs.report(Report("a", 20_000, 1.0, False))
+    assert rungs.report(Report("b", 20_000, 2.0, True)) is None
+    assert rungs.recorded[20_000] == {"a": 1.0, "b": 2.0}
+
+
+def test_a_value_that_is_not_a_number_neither_stops_a_trial_nor_sets_a_cutoff():
+    rungs = Rungs(10, 2, 100)
+    assert rungs.report(Report("a", 10, float("nan"), False)) is None
+    assert rungs.report(Report("b", 10, 5.0, False)) is None
+    assert rungs.recorded[10] == {"b": 5.0}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_decisions_are_rays_own(seed):
+    """Random curves in random order: the same trials stop at the same steps as in Ray."""
+
+    class Trial:
+        def __init__(self, trial_id):
+            self.trial_id = trial_id
+
+    rng = np.random.default_rng(seed)
+    rungs, bracket = Rungs(10, 3, 100), _Bracket(10, 100, 3, 0)
+    curves = {
+        str(i): np.minimum.accumulate(rng.random(10) + 2 / np.arange(1, 11)) for i in range(40)
+    }
+    live = {trial: 0 for trial in curves}
+    stopped = 0
+    while live:
+        trial = rng.choice(list(live))
+        step, value = 10 * (live[trial] + 1), curves[trial][live[trial]]
+        ours = rungs.report(Report(trial, step, value, False)) is not None
+        assert ours == (bracket.on_result(Trial(trial), step, -value) == "STOP")
+        stopped += ours
+        live[trial] += 1
+        if ours or live[trial] == 9:
+            del live[trial]
+    assert stopped > 5
+
+
+def test_replay_gives_the_same_rungs_and_only_the_stops_not_yet_carried_out():
+    made = [
+        Report("a", 10, 1.0, False),
+        Report("b", 10, 2.0, False),  # worse than a: to be stopped, and never seen again
+        Report("c", 10, 3.0, False),  # worse too, but it was seen again, so it was let through
+        Report("c", 15, 2.5, False),
+        Report("a", 15, 0.9, False),
+    ]
+    rungs, again = Rungs(10, 2, 100), Rungs(10, 2, 100)
+    for report in made:
+        rungs.report(report)
+    due = again.replay(made)
+    assert again == rungs
+    assert list(due) == ["b"]
+    assert again.replay(made) == {}, "replaying twice changes nothing"
+
+
+def test_a_stop_names_its_rung_and_numbers():
+    assert str(Stop(5000, 4.25, 3.5)) == (
+        "asha: rung 5000, best val_loss 4.25 is above the cutoff 3.5"
+    )

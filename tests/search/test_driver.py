@@ -1,0 +1,269 @@
+"""The sweep on real Ray, real trials and real kills."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.tiny_data import MeanEncoder, write_tiny
+
+from sesttune.config.load import load_config, with_point
+from sesttune.data.trial_data import prepare
+from sesttune.errors import UserError
+from sesttune.search.driver import run_sweep
+from sesttune.search.listener import SweepListener
+from sesttune.search.ray_session import ray_session, slots
+from sesttune.search.space import parse_space
+from sesttune.training.records import list_trials, read_metrics
+
+DRIVER = """
+import sys
+from pathlib import Path
+from sesttune.config.load import load_config
+from sesttune.search.driver import run_sweep
+from sesttune.search.space import load_space
+config = load_config(file=Path(sys.argv[1]))
+run_sweep(Path(sys.argv[2]), config, load_space(sys.argv[3]), Path(sys.argv[4]))
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Settings and prepared data; patience 2, so the first rung is at step 10."""
+    data = write_tiny(tmp_path_factory.mktemp("tiny"))
+    settings = data.settings(**{"training.patience": 2, "sweep.reduction_factor": 2})
+    config = load_config(base=settings)
+    return config, prepare(config, MeanEncoder)
+
+
+@pytest.fixture(scope="module")
+def ray(tiny):
+    """One Ray for the tests of this module that do not need their own."""
+    with ray_session(tiny[0]) as found:
+        yield found
+
+
+def choice(*values):
+    return {"type": "choice", "values": list(values)}
+
+
+def grid(**parameters):
+    named = {key.replace("__", "."): value for key, value in parameters.items()}
+    return parse_space({"searcher": "grid", "parameters": named}, "test space")
+
+
+class Heard(SweepListener):
+    def __init__(self):
+        self.starts, self.ends, self.reports, self.ticks = [], [], [], 0
+
+    def on_start(self, record, max_steps):
+        self.starts.append((record.id, max_steps))
+
+    def on_report(self, trial_id, metrics):
+        self.reports.append((trial_id, metrics["step"]))
+
+    def on_end(self, trial_id, record):
+        self.ends.append((trial_id, record.status))
+
+    def on_tick(self):
+        self.ticks += 1
+
+
+def assert_clean_curve(folder, last_step):
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert steps == list(range(0, last_step + 1, 5))
+
+
+def test_trials_run_are_stopped_by_asha_and_one_that_fails_does_not_end_the_sweep(
+    tiny, ray, tmp_path
+):
+    config, manifest = tiny
+    # Width 18 with 4 heads cannot be built; each value alone can.
+    space = grid(
+        training__lr=choice(1e-2, 1e-6),
+        model__kwargs__hidden_dim=choice(16, 18),
+        model__kwargs__n_heads=choice(2, 4),
+    )
+    config = with_point(config, {"sweep.max_concurrent": 1})
+    heard = Heard()
+    outcome = run_sweep(tmp_path, config, space, manifest, [heard])
+    records = {record.id: record for record in list_trials(tmp_path)}
+    assert len(records) == 8
+    failed = [record for record in records.values() if record.status == "failed"]
+    assert [record.id for record in failed] == ["004", "008"]
+    assert failed[0].stop_reason.startswith("error: model.kwargs.hidden_dim=18 must be a multiple")
+    assert "UserError" in (failed[0].folder / "error.txt").read_text()
+    assert (records["001"].status, records["001"].stop_reason) == ("done", "max_steps")
+    # One at a time, the good learning rate first: each poor one stops at the first rung.
+    for name in ("005", "006", "007"):
+        assert records[name].status == "stopped"
+        assert records[name].stop_reason.startswith("asha: rung 10,")
+        assert_clean_curve(records[name].folder, 10)
+    assert outcome.best.params["training.lr"] == 1e-2
+    assert outcome.verdict == "still falling"
+    assert sorted(heard.ends) == sorted((r.id, r.status) for r in records.values())
+    assert ("005", 10) in heard.reports
+    assert heard.ticks > 8
+    assert not (tmp_path / ".ray").exists(), "nothing of Ray's stays in the sweep folder"
+
+
+def test_a_killed_worker_is_started_once_more_and_its_trial_continues(tiny, ray, tmp_path):
+    class Killer(Heard):
+        kills = 0
+
+        def on_report(self, trial_id, metrics):
+            super().on_report(trial_id, metrics)
+            due = {"001": [10], "002": [5, 15]}[trial_id]
+            if self.kills < 3 and metrics["step"] in due:
+                self.kills += 1
+                os.kill(metrics["pid"], signal.SIGKILL)
+
+    config, manifest = tiny
+    config = with_point(
+        config, {"sweep.max_concurrent": 1, "sweep.asha": False, "training.max_steps": 30}
+    )
+    heard = Killer()
+    run_sweep(tmp_path, config, grid(training__lr=choice(1e-3, 2e-3)), manifest, [heard])
+    first, second = list_trials(tmp_path)
+    assert heard.kills == 3
+    assert [trial for trial, _ in heard.starts] == ["001", "001", "002", "002"]
+    assert (first.status, first.stop_reason) == ("done", "max_steps")
+    assert_clean_curve(first.folder, 30)
+    assert heard.reports.count(("001", 0)) == 1, "it did not begin again"
+    assert second.status == "failed"
+    assert second.stop_reason.startswith("error: the worker process was lost twice")
+
+
+def test_a_listener_that_fails_does_not_end_the_sweep(tiny, ray, tmp_path):
+    class Broken(SweepListener):
+        def on_report(self, trial_id, metrics):
+            raise RuntimeError("display gone")
+
+    config, manifest = tiny
+    heard = Heard()
+    outcome = run_sweep(
+        tmp_path, config, grid(training__lr=choice(1e-3)), manifest, [Broken(), heard]
+    )
+    assert outcome.best.status == "done"
+    assert heard.ends == [("001", "done")]
+
+
+def test_trials_in_the_folder_are_not_mixed_with_a_new_sweep_or_another_driver(tiny, tmp_path):
+    config, manifest = tiny
+    space = grid(training__lr=choice(1e-3))
+    with (tmp_path / ".driver.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being run by another process"):
+            run_sweep(tmp_path, config, space, manifest)
+    (tmp_path / "trials" / "001").mkdir(parents=True)
+    (tmp_path / "trials" / "001" / "trial.json").write_text('{"id": "001"}')
+    with pytest.raises(UserError, match="already holds trials"):
+        run_sweep(tmp_path, config, space, manifest)
+
+
+def test_slots_are_shared_out_and_what_cannot_fit_is_refused():
+    def of(available, *overrides):
+        return slots(load_config(overrides), available)
+
+    assert of({"CPU": 4}).concurrent == 4
+    assert of({"CPU": 5}, "sweep.cpus_per_trial=2").concurrent == 2
+    assert of({"CPU": 5}, "sweep.cpus_per_trial=2").threads == 2
+    eight = of({"CPU": 64, "GPU": 8})
+    assert (eight.concurrent, eight.gpus) == (8, 1)
+    assert of({"CPU": 64, "GPU": 2}, "sweep.gpus_per_trial=0.1").concurrent == 20
+    assert of({"CPU": 64, "GPU": 8}, "sweep.max_concurrent=3").concurrent == 3
+    assert of({"CPU": 64, "GPU": 8}, "training.device=cpu").gpus == 0
+    for available, override, message in [
+        ({"CPU": 2}, "training.device=cuda", "no GPU"),
+        ({"CPU": 2}, "sweep.cpus_per_trial=3", "there are 2 cores"),
+        ({"CPU": 2, "GPU": 1}, "sweep.gpus_per_trial=2", "there are 1 GPUs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            of(available, override)
+
+
+def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
+    from sesttune.config.load import to_yaml
+
+    config, manifest = tiny
+    config = with_point(config, {"training.max_steps": 2000, "sweep.asha": False})
+    config = with_point(config, {"training.patience": 1000, "sweep.max_concurrent": 2})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    space_file = tmp_path / "space.yaml"
+    space_file.write_text(
+        "searcher: grid\nparameters:\n"
+        "  training.max_steps: {type: choice, values: [10, 300]}\n"
+        "  training.lr: {type: choice, values: [1e-3, 2e-3]}\n"
+    )
+    run = tmp_path / "run"
+    arguments = [tmp_path / "config.yaml", run, space_file, manifest]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *map(str, arguments)], env=environment)
+    try:
+        long_trial = run / "trials" / "003"
+        _wait_for(lambda: len(read_metrics(long_trial)) > 10)
+    finally:
+        driver.kill()
+        driver.wait()
+    before = {record.id: record for record in list_trials(run)}
+    assert before["003"].status == "running"
+    first_line = read_metrics(long_trial)[0]
+    finished = run / "trials" / "001" / "trial.json"
+    written = finished.stat().st_mtime_ns
+
+    from sesttune.search.space import load_space
+
+    heard = Heard()
+    run_sweep(run, config, load_space(str(space_file)), manifest, [heard], resume=True)
+    after = {record.id: record for record in list_trials(run)}
+    assert {record.status for record in after.values()} == {"done"}
+    assert len(after) == 4
+    assert all(after[name].params == record.params for name, record in before.items())
+    assert_clean_curve(long_trial, 300)
+    assert read_metrics(long_trial)[0] == first_line, "trained before the kill, not again"
+    assert finished.stat().st_mtime_ns == written
+    assert "001" not in [trial for trial, _ in heard.starts]
+    assert ("003", 0) not in heard.reports
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_let_go_of_its_last_trial_costs_no_trial(tiny, tmp_path):
+    """No time is given to a stopped trial to close, so Ray fails to reuse its worker."""
+    from sesttune.config.load import to_yaml
+
+    config = with_point(tiny[0], {"sweep.max_concurrent": 1})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "space.yaml").write_text(
+        "searcher: grid\nparameters:\n"
+        "  training.lr: {type: choice, values: [1e-2, 3e-6, 2e-6, 1e-6]}\n"
+    )
+    arguments = [tmp_path / "config.yaml", tmp_path / "run", tmp_path / "space.yaml", tiny[1]]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "0",
+    }
+    command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    statuses = [record.status for record in list_trials(tmp_path / "run")]
+    assert statuses == ["done", "stopped", "stopped", "stopped"]
+
+
+def _wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the sweep did not get there"
+        time.sleep(0.05)
+
+
+def test_resuming_a_finished_sweep_starts_nothing(tiny, tmp_path):
+    config, manifest = tiny
+    space = grid(training__lr=choice(1e-3))
+    run_sweep(tmp_path, config, space, manifest)
+    heard = Heard()
+    outcome = run_sweep(Path(tmp_path), config, space, manifest, [heard], resume=True)
+    assert outcome.best.id == "001"
+    assert heard.starts == []

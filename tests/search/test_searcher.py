@@ -1,0 +1,80 @@
+import math
+
+import pytest
+
+from sesttune.search.searcher import Observed, Suggester
+from sesttune.search.space import parse_space
+
+SPACE = parse_space(
+    {
+        "parameters": {
+            "training.lr": {"type": "loguniform", "low": 1e-5, "high": 1e-1},
+            "training.batch_size": {"type": "choice", "values": [8, 16, 32]},
+        }
+    },
+    "s.yaml",
+)
+FINITE = parse_space(
+    {
+        "parameters": {
+            "training.batch_size": {"type": "choice", "values": [8, 16, 32]},
+            "model.kwargs.dropout": {"type": "uniform", "low": 0, "high": 0.3, "quantum": 0.1},
+        }
+    },
+    "s.yaml",
+)
+
+
+def search(space, kind, trials, seed=0):
+    """Ask and answer in turn, by a loss whose best lr is 1e-3 and best batch size 16."""
+    suggester, history = Suggester(space, kind, seed, trials), []
+    while len(history) < trials and (point := suggester.ask(history)) is not None:
+        distance = abs(math.log10(point.get("training.lr", 1e-3)) + 3)
+        loss = distance + 0.5 * (point["training.batch_size"] != 16)
+        history.append(Observed(point, "complete", loss, 100))
+    return history
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_the_same_history_gives_the_same_point_and_another_seed_another(kind):
+    history = search(SPACE, kind, 12)
+    again = Suggester(SPACE, kind, 0, 12)  # a new object, as after a crash
+    assert [again.ask(history[:n]) for n in range(12)] == [seen.params for seen in history]
+    assert Suggester(SPACE, kind, 1, 12).ask(history) != again.ask(history)
+    assert all(1e-5 <= seen.params["training.lr"] <= 1e-1 for seen in history)
+
+
+def test_tpe_finds_the_good_region_and_random_does_not_look_for_it():
+    def late_mean(kind):
+        losses = [
+            seen.value for seed in range(5) for seen in search(SPACE, kind, 40, seed * 1000)[20:]
+        ]
+        return sum(losses) / len(losses)
+
+    assert late_mean("tpe") < 0.6 * late_mean("random")
+
+
+def test_a_grid_is_every_point_once_in_order_and_then_the_end():
+    history = search(FINITE, "grid", 99)
+    assert [seen.params for seen in history] == list(FINITE.grid())
+    assert Suggester(FINITE, "grid", 0, 99).ask(history) is None
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_finite_space_is_used_up_without_a_repeat(kind):
+    points = [tuple(seen.params.values()) for seen in search(FINITE, kind, 99)]
+    assert len(points) == len(set(points)) == 12
+
+
+def test_running_failed_and_stopped_trials_are_part_of_the_history():
+    suggester = Suggester(SPACE, "tpe", 0, 8)
+    history = search(SPACE, "tpe", 8)
+    mixed = [
+        *history,
+        Observed({"training.lr": 2e-3, "training.batch_size": 16}, "running", 0.3, 40),
+        Observed({"training.lr": 3e-3, "training.batch_size": 16}, "running"),
+        Observed({"training.lr": 4e-3, "training.batch_size": 16}, "pruned", 0.7, 50),
+        Observed({"training.lr": 9e-2, "training.batch_size": 16}, "failed", math.nan, 10),
+        Observed({"training.lr": 8e-2, "training.batch_size": 16}, "complete"),
+    ]
+    assert suggester.ask(mixed) not in [seen.params for seen in mixed]

@@ -1,0 +1,120 @@
+import pytest
+
+from sesttune.config.load import load_config
+from sesttune.errors import UserError
+from sesttune.search.space import SPACES_FOLDER, load_space, parse_space
+
+LR = {"type": "loguniform", "low": 1e-5, "high": 1e-3}
+
+
+def parse(parameters, **more):
+    return parse_space({"parameters": parameters, **more}, "s.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES_FOLDER.glob("*.yaml")))
+def test_every_shipped_space_fits_the_default_settings_and_survives_writing(name):
+    space = load_space(name)
+    space.check(load_config())
+    assert parse_space(space.to_dict(), space.source) == space
+
+
+def test_the_default_space_is_the_plans():
+    space = load_space("default")
+    assert space.parameters["training.batch_size"].values == (8, 16, 32)
+    assert space.parameters["training.max_steps"].values == (20_000, 40_000, 50_000, 60_000)
+    lr = space.parameters["training.lr"]
+    assert (lr.kind, lr.low, lr.high) == ("loguniform", 1e-5, 1e-3)
+    assert space.longest(load_config()) == 60_000
+
+
+def test_a_path_and_a_local_name_are_found_and_1e_4_is_a_number(tmp_path, monkeypatch):
+    (tmp_path / "search_spaces").mkdir()
+    file = tmp_path / "search_spaces" / "mine.yaml"
+    file.write_text(
+        "parameters:\n  training.lr: {type: choice, values: [1e-4, 3e-4]}\nnum_trials: 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_space("mine") == load_space("search_spaces/mine.yaml")
+    assert load_space(str(file)).parameters["training.lr"].values == (1e-4, 3e-4)
+
+
+def test_a_grid_has_every_combination_once():
+    space = parse(
+        {
+            "training.batch_size": {"type": "choice", "values": [8, 16]},
+            "model.kwargs.n_layers": {"type": "int", "low": 2, "high": 6, "quantum": 2},
+            "model.kwargs.dropout": {"type": "uniform", "low": 0.0, "high": 0.2, "quantum": 0.1},
+        }
+    )
+    points = [tuple(point.values()) for point in space.grid()]
+    assert len(points) == len(set(points)) == space.size() == 18
+    assert points[:3] == [(8, 2, 0.0), (8, 2, 0.1), (8, 2, 0.2)]
+
+
+def test_a_key_fixed_on_the_command_line_is_not_searched():
+    space = parse({"training.lr": LR, "training.batch_size": {"type": "choice", "values": [8]}})
+    assert list(space.without(["training.lr", "name"]).parameters) == ["training.batch_size"]
+    with pytest.raises(UserError, match="nothing|every searched key is fixed"):
+        space.without(["training.lr", "training.batch_size"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"training.lrr": LR}, "did you mean 'training.lr'"),
+        ({"model.kwargs.loss": {"type": "choice", "values": ["mse"]}}, "different losses"),
+        ({"data.kwargs.batch_col": {"type": "choice", "values": ["a"]}}, "cannot be searched"),
+        ({"training.lr": {"type": "choice", "values": []}}, "at least one value"),
+        ({"training.lr": {"type": "choice", "values": [1e-4, 1e-4]}}, "twice"),
+        ({"training.lr": {**LR, "low": 1e-3}}, "low=0.001 must be below high=0.001"),
+        ({"training.lr": {**LR, "low": 0}}, "above 0"),
+        ({"training.lr": {**LR, "low": "x"}}, "'low' must be a number"),
+        ({"training.lr": {**LR, "type": "normal"}}, "type 'normal' is not one of"),
+        ({"training.lr": {**LR, "step": 2}}, "'step' does not go with type loguniform"),
+        ({"training.max_steps": {"type": "int", "low": 0.5, "high": 9}}, "whole numbers"),
+        ({}, "at least one key"),
+    ],
+)
+def test_a_bad_parameter_is_one_line_that_names_file_and_key(parameters, message):
+    with pytest.raises(UserError, match=message) as refused:
+        parse(parameters)
+    text = str(refused.value)
+    assert "s.yaml" in text
+    assert "\n" not in text
+    assert all(key in text for key in parameters)
+
+
+def test_a_bad_file_is_refused(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("parameters: {training.lr: [\n")
+    with pytest.raises(UserError, match=r"bad.yaml is not valid YAML"):
+        load_space(str(bad))
+    with pytest.raises(UserError, match="no such file; give a YAML file or one of .*default"):
+        load_space("nowhere")
+    with pytest.raises(UserError, match="did you mean 'num_trials'"):
+        parse({"training.lr": LR}, trials=3)
+    with pytest.raises(UserError, match="num_trials=0"):
+        parse({"training.lr": LR}, num_trials=0)
+    with pytest.raises(UserError, match="searcher 'bayes'"):
+        parse({"training.lr": LR}, searcher="bayes")
+
+
+def test_a_grid_over_a_real_range_is_refused_wherever_the_grid_is_asked_for():
+    with pytest.raises(UserError, match=r"training.lr is a loguniform range"):
+        parse({"training.lr": LR}, searcher="grid")
+    with pytest.raises(UserError, match="finite list"):
+        parse({"training.lr": LR}).check(load_config(["sweep.searcher=grid"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "description", "message"),
+    [
+        ("training.batch_size", {"type": "choice", "values": [8, 0]}, "batch_size=0"),
+        ("training.batch_size", {"type": "choice", "values": [8, "many"]}, "batch_size=many"),
+        ("training.max_steps", {"type": "uniform", "low": 10, "high": 20}, "max_steps"),
+        ("model.kwargs.n_heads", {"type": "choice", "values": [8, 5]}, "multiple"),
+    ],
+)
+def test_values_that_no_trial_could_take_are_refused_before_any_starts(key, description, message):
+    with pytest.raises(UserError, match=message):
+        parse({key: description}).check(load_config())
