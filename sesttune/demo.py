@@ -80,13 +80,13 @@ def demo_settings(folder: Path) -> dict[str, object]:
         "model.kwargs.st_cell_set_len": 32,
         "model.kwargs.se_model_path": str(folder / "encoder"),
         "model.kwargs.se_checkpoint_path": None,
-        "training.max_steps": 240,
+        "training.max_steps": 600,
         "training.batch_size": 8,
-        "training.lr": 1e-3,
-        "training.val_check_interval": 20,
-        "training.patience": 3,
+        "training.lr": 3e-3,
+        "training.val_check_interval": 40,
+        "training.patience": 4,
         "training.log_every_n_steps": 20,
-        "training.ckpt_every_n_steps": 120,
+        "training.ckpt_every_n_steps": 200,
         "sweep.space": "demo",
         "sweep.reduction_factor": 2,
     }
@@ -125,7 +125,7 @@ def _effects(
     rng: np.random.Generator, hidden: np.ndarray, target_genes: Sequence[int]
 ) -> np.ndarray:
     """Natural-log fold change of every gene, [perturbations, genes]."""
-    programs = rng.normal(0, 0.6, (LATENT, N_GENES)) * (rng.random((LATENT, N_GENES)) < 0.2)
+    programs = rng.normal(0, 0.9, (LATENT, N_GENES)) * (rng.random((LATENT, N_GENES)) < 0.2)
     effects = hidden @ programs
     effects[np.arange(len(target_genes)), target_genes] = np.log(0.15)  # the knock-down itself
     return effects

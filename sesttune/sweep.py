@@ -103,7 +103,7 @@ def _result(outcome: "SweepOutcome") -> dict[str, Any]:
             "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
             "best_step": row.best_step,
             "last_step": row.step,
-            "ended_by": row.stop_reason or row.status,
+            "ended_by": (row.stop_reason or row.status).partition(",")[0],
             "parameters": _parameters(row.params),
         }
         for row in outcome.leaderboard

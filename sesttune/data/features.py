@@ -20,7 +20,7 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{key}: {path} does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{key}: {path} is not a readable tensor file: {reason}") from None
     if not isinstance(content, dict) or not content:

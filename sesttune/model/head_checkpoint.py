@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError):
         raise UserError(f"checkpoint {path} is truncated, or not one that sesttune wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} is not a sesttune head checkpoint ({FORMAT})")

@@ -15,6 +15,8 @@ from sesttune.model.se_checkpoint import DEMO_NAME
 from sesttune.model.se_transformer import SETransformer
 
 PROTEIN_WIDTH, WIDTH, HIDDEN, OUTPUT, HEADS, LAYERS = 32, 64, 128, 64, 4, 2
+SPREAD = 5.0
+"""Scale of the ten free outputs: a head learns from inputs of this size in few steps."""
 
 SETTINGS = """\
 experiment: {{name: demo-encoder}}
@@ -43,6 +45,7 @@ def write_demo_encoder(
                     tensor.zero_()
         model.cls_token.zero_()
         model.dataset_token.zero_()
+        model.dataset_embedder.weight.mul_(SPREAD)
         model.set_proteins(proteins)
         _cancel_the_average_gene(model)
     path = folder / f"{DEMO_NAME}.ckpt"

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+from sesttune.training.records import (
+    TrialRecord,
+    append_metrics,
+    cut_metrics,
+    list_trials,
+    read_metrics,
+    read_trial,
+    trial_folder,
+    update_trial,
+    write_trial,
+)
+
+
+def test_records_go_out_and_in(tmp_path: Path) -> None:
+    for name in ("002", "001"):
+        write_trial(TrialRecord(name, trial_folder(tmp_path, name), {"training.lr": 1e-4}))
+    first, second = list_trials(tmp_path)
+    assert (first.id, second.id, first.params) == ("001", "002", {"training.lr": 1e-4})
+    update_trial(first.folder, "stopped", "patience")
+    changed = read_trial(first.folder)
+    assert changed is not None
+    assert (changed.status, changed.stop_reason, changed.params) == (
+        "stopped",
+        "patience",
+        {"training.lr": 1e-4},
+    )
+    assert changed.finished
+    assert not second.finished
+    assert read_trial(tmp_path / "none") is None
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    for step in (0, 5, 10):
+        append_metrics(tmp_path, {"step": step, "val_loss": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "val')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 5, 10]
+    assert [line["step"] for line in cut_metrics(tmp_path, 5)] == [0, 5]
+    append_metrics(tmp_path, {"step": 10})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 5, 10]

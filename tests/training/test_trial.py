@@ -1,0 +1,295 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.config.schema import Config
+from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
+from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
+from sesttune.training.records import read_metrics, read_trial
+from sesttune.training.trial import run_trial
+from sesttune.training.validation import baselines
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def ready(tiny: TinyData, **more: object) -> tuple[Config, Path]:
+    config = load_config(base=tiny.settings(**more))
+    return config, prepare(config, MeanEncoder)
+
+
+def steps(folder: Path) -> list[float]:
+    return [line["step"] for line in read_metrics(folder)]
+
+
+def test_a_trial_validates_saves_and_reports(tiny: TinyData, tmp_path: Path) -> None:
+    config, manifest = ready(tiny)
+    reports: list[dict[str, float]] = []
+    result = run_trial(config, manifest, tmp_path, reports.append)
+    assert (result.stop_reason, result.step) == ("max_steps", 20)
+    assert [line["step"] for line in reports] == steps(tmp_path) == [0, 5, 10, 15, 20]
+    record = read_trial(tmp_path)
+    assert record is not None
+    assert (record.status, record.stop_reason) == ("done", "max_steps")
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "step=20.ckpt",  # the one of step 10 was thinned out
+    }
+    last = reports[-1]
+    assert last["best_val_loss"] == min(line["val_loss"] for line in reports)
+    assert last["val_loss"] < reports[0]["val_loss"]
+    assert last["lr"] == 1e-3
+    assert last["grad_norm"] > 0
+    assert last["cells_per_s"] == pytest.approx(last["steps_per_s"] * 4 * 8)
+    assert math.isnan(reports[0]["train_loss"])
+    assert load_config(file=tmp_path / "config.yaml") == config
+
+
+def test_checkpoints_hold_the_head_and_name_the_encoder(tiny: TinyData, tmp_path: Path) -> None:
+    config, manifest = ready(tiny)
+    run_trial(config, manifest, tmp_path)
+    best = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert best["encoder"]["label"] == "test encoder"
+    prefixes = {name.split(".")[0] for name in best["model"]}
+    assert prefixes == {"pert_encoder", "basal_encoder", "transformer_backbone", "project_out"}
+    assert "optimizer" not in best
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step: int):  # type: ignore[no-untyped-def]
+    def report(line: dict[str, float]) -> None:
+        if line["step"] == step:
+            raise Stop
+
+    return report
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"training.accumulate_grad_batches": 2}, {"training.gradient_clip_val": 0.5}],
+    ids=["plain", "accumulated", "clipped"],
+)
+def test_an_interrupted_trial_ends_bit_for_bit_like_a_straight_one(
+    tiny: TinyData, tmp_path: Path, more: dict[str, object]
+) -> None:
+    config, manifest = ready(tiny, **more)
+    run_trial(config, manifest, tmp_path / "straight")
+    with pytest.raises(Stop):
+        run_trial(config, manifest, tmp_path / "cut", stop_at(10))
+    torch.manual_seed(999)  # whatever ran in between must not matter
+    result = run_trial(config, manifest, tmp_path / "cut")
+    assert result.step == 20
+    one, two = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("straight", "cut")
+    )
+    assert one["sets_drawn"] == two["sets_drawn"]
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, two["model"][name]), name
+    for line, other in zip(
+        read_metrics(tmp_path / "straight"), read_metrics(tmp_path / "cut"), strict=True
+    ):
+        for key in ("step", "val_loss", "best_val_loss", "grad_norm"):
+            assert line[key] == other[key] or math.isnan(line[key])
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from helpers.tiny_data import MeanEncoder
+from sesttune.config.load import load_config
+from sesttune.training.trial import run_trial
+config = load_config(file=Path(sys.argv[1]))
+run_trial(config, Path(sys.argv[2]), Path(sys.argv[3]), lambda line: time.sleep(0.05))
+"""
+
+
+def test_kill_9_loses_no_line_and_repeats_none(tiny: TinyData, tmp_path: Path) -> None:
+    from sesttune.config.load import to_yaml
+
+    config, manifest = ready(tiny, **{"training.max_steps": 200})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    folder = tmp_path / "trial"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(manifest)]
+    command += [str(folder), str(Path(__file__).parents[1])]
+    for enough in (3, 12):
+        process = subprocess.Popen(command, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while len(read_metrics(folder)) < enough and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert enough <= len(read_metrics(folder)) < 41
+    run_trial(config, manifest, folder)
+    assert steps(folder) == list(range(0, 201, 5))
+    run_trial(config, manifest, tmp_path / "straight")
+    straight = read_checkpoint(tmp_path / "straight" / "checkpoints" / "last.ckpt")["model"]
+    killed = read_checkpoint(folder / "checkpoints" / "last.ckpt")["model"]
+    assert all(torch.equal(straight[name], killed[name]) for name in straight)
+
+
+def test_a_kill_between_checkpoint_and_line_leaves_no_hole(tiny: TinyData, tmp_path: Path) -> None:
+    config, manifest = ready(tiny)
+    with pytest.raises(Stop):
+        run_trial(config, manifest, tmp_path, stop_at(10))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:20])  # the line of step 10 was torn
+    run_trial(config, manifest, tmp_path)
+    assert steps(tmp_path) == [0, 5, 10, 15, 20]
+
+
+def test_patience_stops_a_trial_that_does_not_improve(tiny: TinyData, tmp_path: Path) -> None:
+    settings = {"training.patience": 2, "training.min_delta": 1e9, "training.max_steps": 100}
+    config, manifest = ready(tiny, **settings)
+    result = run_trial(config, manifest, tmp_path)
+    assert (result.stop_reason, result.step, result.best_step) == ("patience", 10, 0)
+    again = run_trial(config, manifest, tmp_path)  # a finished trial stays as it is
+    assert (again.stop_reason, steps(tmp_path)) == ("patience", [0, 5, 10])
+    free, _ = ready(tiny, **settings, **{"training.early_stopping": False})
+    assert run_trial(free, manifest, tmp_path / "free").step == 100
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(tiny: TinyData, tmp_path: Path) -> None:
+    config, manifest = ready(tiny, **{"training.lr": 1e30, "model.kwargs.loss": "mse"})
+    result = run_trial(config, manifest, tmp_path)
+    assert result.stop_reason == "nan"
+    assert all(math.isfinite(line["val_loss"]) for line in read_metrics(tmp_path))
+    kept = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["model"]
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    record = read_trial(tmp_path)
+    assert record is not None
+    assert record.status == "failed"
+
+
+def test_model_checkpoint_continues_step_sampler_and_optimizer(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
+    run_trial(config, manifest, tmp_path / "long")
+    short, _ = ready(tiny, **{"training.ckpt_every_n_steps": 10, "training.max_steps": 10})
+    run_trial(short, manifest, tmp_path / "short")
+    start = str(tmp_path / "short" / "checkpoints" / "step=10.ckpt")
+    more, _ = ready(tiny, **{"training.ckpt_every_n_steps": 10, "model.checkpoint": start})
+    run_trial(more, manifest, tmp_path / "more")
+    assert steps(tmp_path / "more") == [10, 15, 20]
+    one, two = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("long", "more")
+    )
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    with pytest.raises(UserError, match="is at step 10 already: training.max_steps=10 must be"):
+        run_trial(
+            load_config(
+                base=tiny.settings(**{"training.max_steps": 10, "model.checkpoint": start})
+            ),
+            manifest,
+            tmp_path / "x",
+        )
+
+
+def test_the_learning_rate_of_a_continued_training_is_the_new_one(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    config, manifest = ready(tiny, **{"training.max_steps": 10})
+    run_trial(config, manifest, tmp_path / "a")
+    start = str(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    slower, _ = ready(tiny, **{"model.checkpoint": start, "training.lr": 1e-5})
+    run_trial(slower, manifest, tmp_path / "b")
+    assert [line["lr"] for line in read_metrics(tmp_path / "b")] == [1e-5] * 3
+
+
+def test_checkpoints_that_cannot_be_continued_are_refused(tiny: TinyData, tmp_path: Path) -> None:
+    config, manifest = ready(tiny)
+    run_trial(config, manifest, tmp_path / "a")
+    checkpoints = tmp_path / "a" / "checkpoints"
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((checkpoints / "last.ckpt").read_bytes()[:5000])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    wide = {"model.kwargs.hidden_dim": 32, "training.max_steps": 30}
+    for path, more, message in (
+        (checkpoints / "best.ckpt", {}, "holds weights alone; continue from last.ckpt"),
+        (cut, {}, "truncated"),
+        (foreign, {}, "is not a sesttune head checkpoint"),
+        (tmp_path / "gone.ckpt", {}, "does not exist"),
+        (checkpoints / "last.ckpt", wide, r"pert_encoder.0.weight has shape \(16, 8\)"),
+    ):
+        broken, _ = ready(tiny, **{"model.checkpoint": str(path), **more})
+        with pytest.raises(UserError, match=message):
+            run_trial(broken, manifest, tmp_path / "b")
+
+
+def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    save_checkpoint(path, {"step": 1})
+    before = path.read_bytes()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+    limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    script = limit + (
+        "import sys, torch; from pathlib import Path;"
+        "from sesttune.model.head_checkpoint import save_checkpoint;"
+        "save_checkpoint(Path(sys.argv[1]), {'w': torch.zeros(100_000)})"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True)
+    assert done.returncode != 0
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_accumulation_gives_the_same_steps_as_a_larger_batch(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    still = {"model.kwargs.dropout": 0.0}
+    whole, manifest = ready(tiny, **still)
+    parts, _ = ready(
+        tiny, **still, **{"training.batch_size": 2, "training.accumulate_grad_batches": 2}
+    )
+    run_trial(whole, manifest, tmp_path / "whole")
+    run_trial(parts, manifest, tmp_path / "parts")
+    for line, other in zip(
+        read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"), strict=True
+    ):
+        assert line["step"] == other["step"]
+        assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+
+
+def test_clipping_takes_effect(tiny: TinyData, tmp_path: Path) -> None:
+    # Adam is blind to the scale of gradients, but not to a change of scale between steps.
+    free, manifest = ready(tiny)
+    clipped, _ = ready(tiny, **{"training.gradient_clip_val": 1e-3})
+    run_trial(free, manifest, tmp_path / "free")
+    run_trial(clipped, manifest, tmp_path / "clipped")
+    one, two = (read_metrics(tmp_path / name)[-1] for name in ("free", "clipped"))
+    assert one["val_loss"] != two["val_loss"]
+
+
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn", "mse"])
+def test_every_loss_trains(tiny: TinyData, tmp_path: Path, loss: str) -> None:
+    config, manifest = ready(tiny, **{"model.kwargs.loss": loss})
+    run_trial(config, manifest, tmp_path)
+    lines = read_metrics(tmp_path)
+    assert lines[-1]["val_loss"] < lines[0]["val_loss"]
+
+
+def test_baselines_are_measured_on_the_validation_sets(tiny: TinyData) -> None:
+    config, manifest = ready(tiny)
+    found = baselines(config, TrialData.open(manifest))
+    # The tiny cells have no perturbation effect: real controls are the better prediction.
+    assert 0 < found["controls"] < found["mean_of_controls"]
