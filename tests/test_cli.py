@@ -1,0 +1,100 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.tiny_data import write_tiny
+
+from sesttune.cli import COMMANDS
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = call("sesttune.cli", command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: sesttune {command}" in done.stdout
+    module = call(f"sesttune.{command}", "--help")
+    assert module.stdout == done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from sesttune.cli import _dispatch\n"
+        "for name in ('sweep', 'train', 'encode', 'promote', 'predict', 'ui'):\n"
+        "    try: _dispatch([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'lightning', 'anndata'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_unknown_command_and_overview() -> None:
+    assert call("sesttune.cli", "swep").returncode == 2
+    assert "sweep" in call("sesttune.cli").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.lrr=1"], "unknown key 'training.lrr': did you mean 'training.lr'?"),
+        (["training.lr=0"], "training.lr=0.0 must be a number above 0"),
+        (["data.kwargs.toml_config_path=none.toml"], "perturbation_features_file is not set"),
+        (
+            ["data.kwargs.toml_config_path=none.toml", "data.kwargs.perturbation_features_file=f"],
+            "none.toml does not exist",
+        ),
+        (["--space", "nonsense"], "nonsense"),
+        (["--resume", "gone"], "no run 'gone'"),
+        (["--resume", "gone", "training.lr=1e-3"], "only output_dir= may go with it"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = (
+        call("sesttune.sweep", *arguments, f"data.cache_dir={tmp_path}/cache", cwd=tmp_path)
+        if ("--resume" not in arguments)
+        else call("sesttune.sweep", *arguments, cwd=tmp_path)
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "outputs").exists()  # nothing is left behind
+
+
+def test_a_missing_encoder_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    overrides = [f"{key}={value}" for key, value in tiny.settings().items()]
+    done = call("sesttune.train", *overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "SE-600M/se600m_epoch15.ckpt does not exist" in done.stderr
+
+
+def test_encode_writes_both_forms(tmp_path: Path) -> None:
+    import anndata
+    import numpy as np
+
+    oracle = Path(__file__).parent / "data_oracle"
+    model = ["--checkpoint", str(oracle / "se_tiny.ckpt")]
+    model += ["--protein-embeddings", str(oracle / "protein_embeddings.pt")]
+    source = ["--input", str(oracle / "cells.h5ad")]
+    for name in ("out.npy", "out.h5ad"):
+        done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    matrix = np.load(tmp_path / "out.npy")
+    assert np.abs(matrix - np.load(oracle / "expected.npy")).max() <= 1.5e-6
+    cells = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert np.array_equal(cells.obsm["X_state"], matrix)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.h5ad", "out.npy"]
+    bad = call("sesttune.encode", *source, *model, "--output", str(tmp_path / "out.csv"))
+    assert bad.returncode == 2
+    assert "must end in .h5ad or .npy" in bad.stderr

@@ -1,0 +1,178 @@
+"""The demo sweep as a user runs it: real Ray, real encoder, real MLflow on SQLite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from sesttune.training.records import list_trials, read_metrics
+
+
+def sesttune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def output(folder: Path) -> str:
+    done = sesttune(folder, "sesttune.sweep", "name=first", f"data.cache_dir={folder}/cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
+
+
+def test_the_output_tells_all_a_user_needs(output: str) -> None:
+    assert "running the bundled demo" in output
+    assert "demo-encoder (random weights)" in output
+    assert "leaderboard of first" in output
+    assert "verdict:" in output
+    assert "sesttune ui output_dir=outputs" in output
+    assert "sesttune promote --sweep first --output-dir outputs" in output
+
+
+def test_asha_stopped_a_trial_and_the_best_beats_the_baselines(folder: Path, output: str) -> None:
+    run = folder / "outputs" / "first"
+    records = list_trials(run)
+    assert len(records) == 8
+    assert all(record.finished and record.status != "failed" for record in records)
+    assert any((record.stop_reason or "").startswith("asha") for record in records)
+    best = min(read_metrics(r.folder)[-1]["best_val_loss"] for r in records)
+    untrained = read_metrics(records[0].folder)[0]["val_loss"]
+    baselines = json.loads((run / "data.json").read_text())["baselines"]
+    assert best < 0.25 * untrained
+    assert best < 0.75 * baselines["mean_of_controls"]
+
+
+def test_mlflow_holds_every_trial_metric_and_checkpoint(folder: Path, output: str) -> None:
+    store, run = client(folder), folder / "outputs" / "first"
+    experiment = store.get_experiment_by_name("sesttune")
+    runs = store.search_runs([experiment.experiment_id])
+    parent = next(r for r in runs if r.info.run_name == "first")
+    children = {r.data.tags["trial"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
+    assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert "leaderboard.json" in {a.path for a in store.list_artifacts(parent.info.run_id)}
+    assert "demo-encoder (random weights)" in parent.data.tags["mlflow.note.content"]
+    for record in list_trials(run):
+        child = children[record.id]
+        history = store.get_metric_history(child.info.run_id, "val_loss")
+        lines = read_metrics(record.folder)
+        assert [(m.step, m.value) for m in history] == [
+            (line["step"], line["val_loss"]) for line in lines
+        ]
+        assert float(child.data.params["training.lr"]) == record.params["training.lr"]
+        assert child.data.tags["stop_reason"] == record.stop_reason
+        assert len(child.data.tags["encoder_sha256"]) == 64
+        names = {a.path for a in store.list_artifacts(child.info.run_id)}
+        assert {"best.ckpt", "config.yaml"} <= names
+
+
+def test_promote_and_predict(folder: Path, output: str) -> None:
+    done = sesttune(folder, "sesttune.promote", "--sweep", "first")
+    assert done.returncode == 0, done.stderr
+    assert "registered se-st version 1 as 'champion'" in done.stdout
+    version = client(folder).get_model_version_by_alias("se-st", "champion")
+    assert version.tags["sweep"] == "first"
+    source = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    done = sesttune(
+        folder,
+        *("sesttune.predict", "--model", "models:/se-st@champion"),
+        *("--adata", str(source), "--output", "predicted.h5ad"),
+    )
+    assert done.returncode == 0, done.stderr
+    real, predicted = anndata.read_h5ad(source), anndata.read_h5ad(folder / "predicted.h5ad")
+    assert predicted.obs.equals(real.obs)
+    assert predicted.var_names.equals(real.var_names)
+    logged = real.X.toarray()
+    logged = np.log1p(logged / logged.sum(1, keepdims=True) * 1e4)
+    control = (real.obs["target_gene"] == "non-targeting").to_numpy()
+    assert np.abs(predicted.X[control] - logged[control]).max() < 1e-4
+    # Predicted changes follow the real ones in a cell type that was never trained on.
+    base = logged[control].mean(0)
+    correlations = []
+    for name in real.obs["target_gene"].cat.categories.drop("non-targeting"):
+        rows = (real.obs["target_gene"] == name).to_numpy()
+        change, found = logged[rows].mean(0) - base, predicted.X[rows].mean(0) - base
+        correlations.append(np.corrcoef(change, found)[0, 1])
+    assert np.median(correlations) > 0.4
+
+
+def test_the_registered_model_is_a_pyfunc(folder: Path, output: str) -> None:
+    import mlflow
+    import pandas as pd
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/outputs/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/se-st@champion")
+    names = json.loads((folder / "outputs" / "first" / "data.json").read_text())["dims"]
+    pert = list(np.unique(anndata.read_h5ad(folder / "predicted.h5ad").obs["target_gene"]))[0]
+    cells = [[0.1] * names["embed"]] * 4
+    frame = pd.DataFrame({"perturbation": [pert] * 4, "control_embedding": cells})
+    assert np.asarray(model.predict(frame)).shape == (4, names["genes"])
+
+
+def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output: str) -> None:
+    before = (folder / "outputs" / "first" / "result.json").read_bytes()
+    done = sesttune(folder, "sesttune.sweep", "name=first", f"data.cache_dir={folder}/cache")
+    assert done.returncode == 2
+    assert "exists: choose another name=" in done.stderr
+    assert (folder / "outputs" / "first" / "result.json").read_bytes() == before
+
+
+def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
+    run = folder / "outputs" / "killed"
+    command = [sys.executable, "-m", "sesttune.sweep", "name=killed", "sweep.num_trials=4"]
+    command += [f"data.cache_dir={folder}/cache"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:  # two trials well under way
+        begun = [r for r in list_trials(run) if len(read_metrics(r.folder)) >= 4]
+        if len(begun) >= 2:
+            break
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {r.id: (r.params, read_metrics(r.folder)) for r in list_trials(run)}
+    assert not (run / "result.json").exists()
+    done = sesttune(folder, "sesttune.sweep", "--resume", "killed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = list_trials(run)
+    assert len(records) == 4
+    assert all(record.finished for record in records)
+    store = client(folder)
+    experiment = store.get_experiment_by_name("sesttune")
+    children = store.search_runs(
+        [experiment.experiment_id], f"tags.`sesttune.source` LIKE '{run}#%'"
+    )
+    assert len(children) == 4  # no trial has two runs
+    by_trial = {child.data.tags["trial"]: child for child in children}
+    for record in records:
+        lines = read_metrics(record.folder)
+        assert [line["step"] for line in lines] == [40 * i for i in range(len(lines))]
+        if record.id in before:
+            params, earlier = before[record.id]
+            assert record.params == params
+            # At most the interval under way was repeated: what was recorded stays.
+            assert lines[: len(earlier)] == earlier or lines[: len(earlier) - 1] == earlier[:-1]
+        history = store.get_metric_history(by_trial[record.id].info.run_id, "val_loss")
+        assert [m.step for m in history] == [line["step"] for line in lines]
