@@ -1,6 +1,8 @@
 """What a person reads in MLflow: run names and the Markdown description of a sweep."""
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ def describe_run(folder: Path, about: Mapping[str, Any], result: Mapping[str, An
             f"| {row['ended_by']} | {row['parameters']} |"
         )
     return "\n".join([*lines, "", f"Promote: `sesttune promote --sweep {folder.name}`"])
+
+
+def leaderboard_csv(board: Sequence[Mapping[str, Any]]) -> str:
+    """The leaderboard as CSV, which MLflow's pages show as a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(board[0]) if board else ["trial"])
+    writer.writeheader()
+    writer.writerows(board)
+    return text.getvalue()
 
 
 def _short(value: object) -> str:

@@ -5,7 +5,6 @@ features of the perturbations it was trained on, and a JSON file that says how i
 was made. The frozen encoder is named by path and sha256, not copied.
 """
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import export_head, load_state, read_checkpoint
 from sesttune.model.st_head import STHead
-from sesttune.tracking.store import quick_http
+from sesttune.tracking.store import quick_client
 from sesttune.training.module import head_config
 from sesttune.training.records import BEST, TrialRecord
 
@@ -51,8 +50,7 @@ def promote(
 
     `run_id` is the trial's MLflow run. Raises UserError where the trial has no best checkpoint.
     """
-    quick_http()
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    quick_client()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +115,7 @@ def fetch_model(model: str, uri: str) -> Path:
                 f"--model {model}: neither models:/NAME@ALIAS nor a folder with head.json"
             )
         return Path(model)
-    quick_http()
+    quick_client()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:

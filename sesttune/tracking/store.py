@@ -1,5 +1,6 @@
 """Where MLflow lives: SQLite beside the runs, or the server the user names."""
 
+import logging
 import os
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -35,7 +36,14 @@ def without_secrets(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
 
 
-def quick_http() -> None:
-    """Short MLflow timeouts: by default a server that is away holds a caller for minutes."""
+def quick_client() -> None:
+    """MLflow's client with short timeouts and no chatter.
+
+    By default a server that is away holds a caller for minutes, and every run that ends
+    prints links into the live table.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -18,8 +18,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from sesttune import __version__
-from sesttune.tracking.describe import describe_run, trial_name
-from sesttune.tracking.store import artifact_location, quick_http
+from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
+from sesttune.tracking.store import artifact_location, quick_client
 from sesttune.training.records import BEST, TrialRecord, list_trials
 
 CURSOR = "tracking.json"
@@ -34,7 +34,7 @@ class RunTracker:
     """Delivers one run folder to one MLflow store."""
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
-        quick_http()
+        quick_client()
         self.folder, self._uri, self._experiment = folder, uri, experiment
         self._client = MlflowClient(uri)
         self._cursor = _read_json(folder / CURSOR) or {}
@@ -106,9 +106,7 @@ class RunTracker:
         self._client.set_tag(parent, NOTE_TAG, describe_run(self.folder, about, result))
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
-        columns = {key: [row[key] for row in board] for key in (board[0] if board else {})}
-        if columns:
-            self._client.log_table(parent, columns, "leaderboard.json")
+        self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
         self._client.log_artifact(parent, str(self.folder / "sweep.yaml"))
         if board and board[0]["best_val_loss"] is not None:
             best = {"step": 0, "time": 0.0, "best_val_loss": board[0]["best_val_loss"]}

@@ -1,0 +1,77 @@
+"""A run folder as trials leave it, written with the program's own functions."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sesttune.model.head_checkpoint import save_checkpoint
+from sesttune.training.records import (
+    TrialRecord,
+    append_metrics,
+    trial_folder,
+    update_trial,
+    write_trial,
+)
+
+ABOUT = {
+    "manifest": "nowhere",
+    "fingerprint": "f" * 16,
+    "encoder": {"path": "x", "sha256": "e" * 64, "label": "tiny encoder", "key": "k"},
+    "notes": ["alpha.h5ad: 100 cells, raw counts"],
+    "baselines": {"controls": 3.5, "mean_of_controls": 7.25},
+}
+
+
+def write_run(folder: Path, trials: int = 3) -> Path:
+    """A run folder with pending trials."""
+    folder.mkdir(parents=True)
+    (folder / "data.json").write_text(json.dumps(ABOUT))
+    (folder / "sweep.yaml").write_text("command: sesttune sweep\n")
+    for number in range(1, trials + 1):
+        name = f"{number:03d}"
+        params = {"training.lr": 1e-4 * number, "training.batch_size": 8}
+        write_trial(TrialRecord(name, trial_folder(folder, name), params, "running"))
+    return folder
+
+
+def line(step: int, start: float = 1_700_000_000.0) -> dict[str, float]:
+    loss = 10.0 / (1 + step)
+    return {
+        "step": step,
+        "time": start + step,
+        "train_loss": math.nan if step == 0 else loss,
+        "val_loss": loss,
+        "best_val_loss": loss,
+        "best_step": step,
+        "lr": 1e-4,
+        "steps_per_s": 10.0,
+        "max_steps": 100,
+    }
+
+
+def report(folder: Path, trial: str, steps: range) -> None:
+    """Append the report lines of `steps`, one second apart."""
+    for step in steps:
+        append_metrics(trial_folder(folder, trial), line(step))
+
+
+def finish(folder: Path, trial: str, status: str = "done", reason: str = "max_steps") -> None:
+    """Leave a best checkpoint and close the record."""
+    where = trial_folder(folder, trial)
+    (where / "checkpoints").mkdir(exist_ok=True)
+    save_checkpoint(where / "checkpoints" / "best.ckpt", {"model": {"w": torch.ones(3)}})
+    (where / "config.yaml").write_text("training: {}\n")
+    update_trial(where, status, reason)
+
+
+def write_result(folder: Path) -> dict[str, Any]:
+    """The file that says the sweep has ended."""
+    row = {"trial": "001", "best_val_loss": 0.5, "best_step": 9, "last_step": 9}
+    row |= {"ended_by": "max_steps", "parameters": "lr=1.00e-04"}
+    lost = {**row, "trial": "002", "best_val_loss": None, "ended_by": "error: lost"}
+    result = {"verdict": "done", "evidence": "it is flat", "leaderboard": [row, lost]}
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
