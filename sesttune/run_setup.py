@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def prepare_run(config: Config, space: Mapping[str, Any] | None, console: Consol
             f"output_dir={config.output_dir}: cannot create {folder}: {error}"
         ) from None
     _write_settings(folder, config, space)
-    write_json(folder / DATA, {"manifest": str(manifest), **about})
+    # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
+    write_json(folder / DATA, {"id": uuid.uuid4().hex, "manifest": str(manifest), **about})
     return Run(folder, config, manifest, dict(space) if space is not None else None)
 
 

@@ -5,13 +5,11 @@ With no data configured it says so and runs the bundled demo.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from sesttune.command import add_config_arguments, named, read_config, run
 from sesttune.errors import UserError
@@ -19,7 +17,6 @@ from sesttune.errors import UserError
 if TYPE_CHECKING:
     from sesttune.config.schema import Config
     from sesttune.run_setup import Run
-    from sesttune.search.outcome import SweepOutcome
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,7 +72,7 @@ def _resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def _run(sweep: "Run", console: Console, resume: bool) -> int:
-    from sesttune.run_setup import RESULT, write_json
+    from sesttune.result import show_result, write_result
     from sesttune.search.driver import run_sweep
     from sesttune.search.ledger import trial_count
     from sesttune.search.live import LiveTable
@@ -90,62 +87,9 @@ def _run(sweep: "Run", console: Console, resume: bool) -> int:
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
         with LiveTable(console, trial_count(config, space), list_trials(folder)) as live:
             outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
-        write_json(folder / RESULT, _result(outcome))
-    _show(outcome, sweep, console)
+        write_result(folder, outcome)
+    show_result(sweep, outcome, console)
     return 1 if outcome.best is None else 0
-
-
-def _result(outcome: "SweepOutcome") -> dict[str, Any]:
-    """What `result.json` and MLflow keep of the outcome."""
-    rows = [
-        {
-            "trial": row.id,
-            "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
-            "best_step": row.best_step,
-            "last_step": row.step,
-            "ended_by": (row.stop_reason or row.status).partition(",")[0],
-            "parameters": _parameters(row.params),
-        }
-        for row in outcome.leaderboard
-    ]
-    return {"verdict": outcome.verdict, "evidence": outcome.evidence, "leaderboard": rows}
-
-
-def _parameters(params: dict[str, Any]) -> str:
-    parts = []
-    for key, value in params.items():
-        shown = f"{value:.2e}" if isinstance(value, float) else str(value)
-        parts.append(f"{key.rpartition('.')[2]}={shown}")
-    return " ".join(parts)
-
-
-def _show(outcome: "SweepOutcome", sweep: "Run", console: Console) -> None:
-    import json
-
-    table = Table(title=f"leaderboard of {sweep.folder.name}", title_justify="left")
-    for column in ("trial", "best val_loss", "at step", "ended by", "parameters"):
-        table.add_column(
-            column, justify="right" if column in ("best val_loss", "at step") else "left"
-        )
-    for row in _result(outcome)["leaderboard"]:
-        loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}"
-        cells = (row["trial"], loss, f"{row['best_step']:,}", row["ended_by"], row["parameters"])
-        table.add_row(*cells)
-    console.print(table)
-    about = json.loads((sweep.folder / "data.json").read_text())
-    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
-    where = sweep.config.output_dir
-    console.print(f"baselines: {listed}", highlight=False)
-    console.print(
-        f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}", highlight=False
-    )
-    console.print(f"browse:    sesttune ui output_dir={where}", highlight=False, soft_wrap=True)
-    if outcome.best is not None:
-        console.print(
-            f"promote:   sesttune promote --sweep {sweep.folder.name} --output-dir {where}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 if __name__ == "__main__":

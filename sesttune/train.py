@@ -35,25 +35,21 @@ def main(argv: Sequence[str]) -> int:
         training: Run = ensure_data(known, console)
     else:
         training = prepare_run(named(config, "train"), None, console)
+    from sesttune.result import show_result, write_result
+    from sesttune.search.outcome import read_outcome
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
 
     config, folder = training.config, training.folder
-    uri = tracking_uri(config)
     where = trial_folder(folder, TRIAL_ID)
     if not where.exists():
         write_trial(TrialRecord(TRIAL_ID, where))
-    with BackgroundSync(folder, uri, config.tracking.experiment):
-        result = run_trial(config, training.manifest, where, lambda line: _show(console, line))
-    console.print(
-        f"stopped by {result.stop_reason} at step {result.step:,}; best val_loss "
-        f"{result.best_val_loss:.4g} at step {result.best_step:,}\n"
-        f"checkpoint: {result.best_checkpoint}\n"
-        f"browse:     sesttune ui output_dir={config.output_dir}\n"
-        f"promote:    sesttune promote --sweep {folder.name} --output-dir {config.output_dir}",
-        highlight=False,
-    )
-    return 1 if result.stop_reason == "nan" else 0
+    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
+        run_trial(config, training.manifest, where, lambda line: _show(console, line))
+        outcome = read_outcome(folder, config)
+        write_result(folder, outcome)
+    show_result(training, outcome, console)
+    return 1 if outcome.best is None or outcome.best.stop_reason == "nan" else 0
 
 
 def _show(console: Console, line: dict[str, float]) -> None:

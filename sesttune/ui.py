@@ -1,6 +1,7 @@
 """`sesttune ui`: MLflow's pages over the right store, on loopback."""
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,19 +18,27 @@ def main(argv: Sequence[str]) -> int:
     )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    from sesttune.tracking.store import artifact_location, tracking_uri
+    from sesttune.tracking.store import artifact_location, pages, tracking_uri, without_secrets
 
-    uri = tracking_uri(read_config(args))
-    if uri.startswith(("http://", "https://")):
-        print(f"the tracking server has its own pages: open {uri}")
+    config = read_config(args)
+    uri = tracking_uri(config)
+    has_server = uri.startswith(("http://", "https://"))
+    server = without_secrets(uri).rstrip("/") if has_server else f"http://{args.host}:{args.port}"
+    for name, address in pages(uri, config.tracking.experiment, server).items():
+        print(f"{name + ':':<8}{address}", flush=True)
+    if has_server:
         return 0
-    print(f"http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+    print("Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
     where = artifact_location(uri)
     if where is not None:
         command += ["--artifacts-destination", where]
-    return subprocess.call(command)
+    # MLflow's job runners are for judging prompts: three more processes a sweep has no use for.
+    return subprocess.call(
+        command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from sesttune import predict, promote
+from sesttune.command import run as run_command
+from sesttune.model.se_demo import write_demo_encoder
 from sesttune.training.records import list_trials, read_metrics
 
 
@@ -123,10 +126,96 @@ def test_the_registered_model_is_a_pyfunc(folder: Path, output: str) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{folder}/outputs/mlflow.db")
     model = mlflow.pyfunc.load_model("models:/se-st@champion")
     names = json.loads((folder / "outputs" / "first" / "data.json").read_text())["dims"]
-    pert = anndata.read_h5ad(folder / "predicted.h5ad").obs["target_gene"].iloc[0]
+    obs = anndata.read_h5ad(folder / "predicted.h5ad").obs
+    pert = obs["target_gene"].cat.categories.drop("non-targeting")[0]
     cells = [[0.1] * names["embed"]] * 4
     frame = pd.DataFrame({"perturbation": [pert] * 4, "control_embedding": cells})
     assert np.asarray(model.predict(frame)).shape == (4, names["genes"])
+
+
+def test_train_takes_the_settings_of_a_trial_and_leaves_a_finished_run(
+    folder: Path, output: str
+) -> None:
+    settings = folder / "outputs" / "first" / "trials" / "001" / "config.yaml"
+    more = ("name=single", "training.max_steps=80")
+    done = sesttune(folder, "sesttune.train", "--config", str(settings), *more)
+    assert done.returncode == 0, done.stderr
+    assert "leaderboard of single" in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step ")] == [
+        "0",
+        "40",
+        "80",
+    ]
+    [parent] = client(folder).search_runs(["1"], "attributes.run_name = 'single'")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["verdict"] == "still falling"
+
+
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        ("promote", {"--sweep": "frist"}, "no run 'frist' in"),
+        ("promote", {"--trial": "099"}, "no trial '099' in first; there are: 001, 002"),
+        ("predict", {"--model": "models:/se-st@nobody"}, "not in the MLflow registry"),
+        ("predict", {"--model": "."}, "neither models:/NAME@ALIAS nor a folder with head.json"),
+        (
+            "predict",
+            {"--adata": "none.h5ad"},
+            "none.h5ad: cannot be read (No such file or directory)",
+        ),
+        ("predict", {"--adata": "fewer.h5ad"}, "fewer.h5ad lacks 3 of the"),
+        ("predict", {"--adata": "unknown.h5ad"}, "no feature vector for 1 perturbations (NEW)"),
+        ("predict", {"--adata": "free.h5ad"}, "is the control 'non-targeting'"),
+        ("predict", {"--model-folder": "other"}, "not the encoder this model was trained with"),
+        ("predict", {"--output": "out.csv"}, "must end in .h5ad"),
+        ("predict", {"--output-dir": "nowhere"}, "nothing is tracked in"),
+    ],
+)
+def test_promote_and_predict_refuse_in_one_line(
+    folder: Path,
+    output: str,
+    command: str,
+    change: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    whole = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    options = {
+        "promote": {"--sweep": "first"},
+        "predict": {
+            "--model": "models:/se-st@champion",
+            "--adata": str(whole),
+            "--output": "refused.h5ad",
+        },
+    }
+    if change.get("--adata", "none.h5ad") != "none.h5ad":
+        _write_wrong_cells(whole, folder / change["--adata"])
+    if "--model-folder" in change:
+        write_demo_encoder(folder / "other", ["A", "B"], seed=9)
+    arguments = [text for pair in {**options[command], **change}.items() for text in pair]
+    main = {"promote": promote.main, "predict": predict.main}[command]
+    assert run_command(main, arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (folder / "refused.h5ad").exists()
+    assert not (folder / "nowhere").exists()
+
+
+def _write_wrong_cells(whole: Path, path: Path) -> None:
+    cells = anndata.read_h5ad(whole)
+    names = cells.obs["target_gene"].astype(str)
+    if path.stem == "fewer":
+        cells = cells[:, 3:].copy()
+    elif path.stem == "unknown":
+        names.iloc[names.ne("non-targeting").to_numpy().argmax()] = "NEW"
+        cells.obs["target_gene"] = names
+    else:
+        cells = cells[names.ne("non-targeting").to_numpy()].copy()
+    cells.write_h5ad(path)
 
 
 def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output: str) -> None:
@@ -161,8 +250,10 @@ def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
     assert all(record.finished for record in records)
     store = client(folder)
     experiment = store.get_experiment_by_name("sesttune")
+    parents = store.search_runs([experiment.experiment_id], "attributes.run_name = 'killed'")
+    assert len(parents) == 1
     children = store.search_runs(
-        [experiment.experiment_id], f"tags.`sesttune.source` LIKE '{run}#%'"
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'"
     )
     assert len(children) == 4  # no trial has two runs
     by_trial = {child.data.tags["trial"]: child for child in children}

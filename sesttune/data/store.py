@@ -35,8 +35,14 @@ class SourceFile:
     dataset: str
 
     def identity(self) -> tuple[str, str, int, int]:
-        """What makes this the same file as last time: path, dataset, size, mtime."""
-        stat = self.path.stat()
+        """What makes this the same file as last time: path, dataset, size, mtime.
+
+        Raises UserError where it cannot be read.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
         return str(self.path.resolve()), self.dataset, stat.st_size, stat.st_mtime_ns
 
 

@@ -106,7 +106,7 @@ class LiveTable(SweepListener):
                 _number(line.get("val_loss", math.nan)),
                 _number(trial.best()),
                 _number(line.get("steps_per_s", math.nan)),
-                trial.state,
+                trial.state.partition(", ")[0],
                 duration(trial.eta_s()),
                 style="bold" if trial.state in ("running", "starting") else None,
             )

@@ -21,22 +21,21 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def describe_run(folder: Path, about: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
-    """Markdown: what was run on what, how it ended, and how to promote it."""
-    lines = [
-        f"# {folder.name}",
-        "",
-        f"**Encoder:** {about['encoder']['label']}",
-        "",
-        "**Data:**",
-        "",
-    ]
+    """Markdown: how it ended and how to promote it, then on what; a page shows the first lines."""
+    lines = ["Running."] if result is None else _outcome(folder.name, result)
+    lines += ["", f"**Encoder:** {about['encoder']['label']}", "", "**Data:**", ""]
     lines += [f"- {note}" for note in about["notes"]]
-    lines += ["", "**Baselines (validation loss):** "]
+    lines += ["", "**Baselines (validation loss):**", ""]
     lines += [f"- {name}: {loss:.4g}" for name, loss in about["baselines"].items()]
-    if result is None:
-        return "\n".join([*lines, "", "Running."])
-    lines += ["", f"**Verdict:** {result['verdict']} ({result['evidence']})", ""]
-    lines += [
+    return "\n".join(lines)
+
+
+def _outcome(name: str, result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"**Verdict:** {result['verdict'] or 'no result'}: {result['evidence']}",
+        "",
+        f"Promote the best: `sesttune promote --sweep {name}`",
+        "",
         "| trial | best val_loss | at step | ended by | parameters |",
         "|---|---|---|---|---|",
     ]
@@ -46,7 +45,7 @@ def describe_run(folder: Path, about: Mapping[str, Any], result: Mapping[str, An
             f"| {row['trial']} | {loss} | {row['best_step']:,} "
             f"| {row['ended_by']} | {row['parameters']} |"
         )
-    return "\n".join([*lines, "", f"Promote: `sesttune promote --sweep {folder.name}`"])
+    return lines
 
 
 def leaderboard_csv(board: Sequence[Mapping[str, Any]]) -> str:

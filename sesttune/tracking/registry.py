@@ -20,7 +20,7 @@ from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import export_head, load_state, read_checkpoint
 from sesttune.model.st_head import STHead
-from sesttune.tracking.store import quick_client
+from sesttune.tracking.store import quick_client, require_store
 from sesttune.training.module import head_config
 from sesttune.training.records import BEST, TrialRecord
 
@@ -115,6 +115,7 @@ def fetch_model(model: str, uri: str) -> Path:
                 f"--model {model}: neither models:/NAME@ALIAS nor a folder with head.json"
             )
         return Path(model)
+    require_store(uri)
     quick_client()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from sesttune.config.schema import Config
+from sesttune.errors import UserError
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
@@ -16,7 +17,6 @@ def tracking_uri(config: Config) -> str:
     if named:
         return named
     folder = Path(config.output_dir).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / DATABASE}"
 
 
@@ -34,6 +34,42 @@ def without_secrets(uri: str) -> str:
         return uri
     host = parts.hostname or ""
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
+
+
+def require_store(uri: str) -> None:
+    """Raises UserError where `uri` names an SQLite file that is not there.
+
+    MLflow would make an empty one and report a missing model or experiment.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(
+            f"nothing is tracked in {uri.removeprefix('sqlite:///')}: run a sweep first, "
+            "or name the folder of an earlier one (output_dir=, --output-dir)"
+        )
+
+
+def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
+    """Addresses on the MLflow server at `server`: sweeps with their trials, and their curves.
+
+    MLflow 3 opens an experiment on its page for prompts and traces, where a sweep looks empty,
+    and draws curves of unfolded runs only, so each page is asked for by name; sorting by a
+    metric unfolds every trial. Raises UserError where nothing has been tracked yet.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    quick_client()
+    require_store(uri)
+    where = without_secrets(uri)
+    try:
+        found = MlflowClient(uri).get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise UserError(f"MLflow at {where}: {str(error).splitlines()[0][:200]}") from None
+    if found is None:
+        raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
+    runs = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
+    best_first = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true"
+    return {"runs": runs, "curves": f"{runs}&compareRunsMode=CHART&{best_first}"}
 
 
 def quick_client() -> None:

@@ -9,7 +9,6 @@ line carries its recorded time, so that sending it twice stores it once.
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from sesttune.training.records import BEST, TrialRecord, list_trials
 CURSOR = "tracking.json"
 SOURCE_TAG = "sesttune.source"
 PARENT_TAG, NAME_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Runs and charts; without it MLflow's pages guess, at first that these are traces of prompts."""
 NOT_METRICS = ("step", "time", "max_steps")
 BATCH = 1_000
 """Metrics MLflow takes in one call."""
@@ -37,6 +38,7 @@ class RunTracker:
         quick_client()
         self.folder, self._uri, self._experiment = folder, uri, experiment
         self._client = MlflowClient(uri)
+        self._about: dict[str, Any] = json.loads((folder / "data.json").read_text())
         self._cursor = _read_json(folder / CURSOR) or {}
         self._cursor.setdefault("trials", {})
 
@@ -59,9 +61,8 @@ class RunTracker:
 
     def _parent(self) -> str:
         if "parent" not in self._cursor:
-            about = json.loads((self.folder / "data.json").read_text())
-            tags = self._common_tags(about)
-            run = self._find_or_create(str(self.folder), self.folder.name, tags)
+            about = self._about
+            run = self._find_or_create(about["id"], self.folder.name, self._common_tags())
             self._client.set_tag(run, NOTE_TAG, describe_run(self.folder, about, None))
             metrics = {f"baseline_{name}": loss for name, loss in about["baselines"].items()}
             self._send_metrics(run, [{"step": 0, "time": 0.0, **metrics}])
@@ -72,10 +73,9 @@ class RunTracker:
     def _sync_trial(self, record: TrialRecord, parent: str) -> None:
         state = self._cursor["trials"].get(record.id)
         if state is None:
-            about = json.loads((self.folder / "data.json").read_text())
-            tags = {**self._common_tags(about), PARENT_TAG: parent, "trial": record.id}
-            name = trial_name(record)
-            run = self._find_or_create(f"{self.folder}#{record.id}", name, tags)
+            tags = {**self._common_tags(), PARENT_TAG: parent, "trial": record.id}
+            source = f"{self._about['id']}/{record.id}"
+            run = self._find_or_create(source, trial_name(record), tags)
             params = [Param(key, str(value)) for key, value in record.params.items()]
             self._client.log_batch(run, params=params)
             state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "closed": False}
@@ -102,14 +102,14 @@ class RunTracker:
         self._client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
 
     def _finish(self, parent: str, result: dict[str, Any]) -> None:
-        about = json.loads((self.folder / "data.json").read_text())
-        self._client.set_tag(parent, NOTE_TAG, describe_run(self.folder, about, result))
+        self._client.set_tag(parent, NOTE_TAG, describe_run(self.folder, self._about, result))
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
         self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
         self._client.log_artifact(parent, str(self.folder / "sweep.yaml"))
         if board and board[0]["best_val_loss"] is not None:
-            best = {"step": 0, "time": 0.0, "best_val_loss": board[0]["best_val_loss"]}
+            top = board[0]
+            best = {"step": top["best_step"], "time": 0.0, "best_val_loss": top["best_val_loss"]}
             self._send_metrics(parent, [best])
         self._client.set_terminated(parent)
         self._cursor["result"] = result
@@ -117,11 +117,10 @@ class RunTracker:
 
     def _find_or_create(self, source: str, name: str, tags: dict[str, str]) -> str:
         experiment = self._experiment_id()
-        escaped = source.replace("'", "")
-        found = self._client.search_runs([experiment], f"tags.`{SOURCE_TAG}` = '{escaped}'")
+        found = self._client.search_runs([experiment], f"tags.`{SOURCE_TAG}` = '{source}'")
         if found:
             return str(found[0].info.run_id)
-        run = self._client.create_run(experiment, tags={**tags, SOURCE_TAG: escaped}, run_name=name)
+        run = self._client.create_run(experiment, tags={**tags, SOURCE_TAG: source}, run_name=name)
         return str(run.info.run_id)
 
     def _experiment_id(self) -> str:
@@ -129,8 +128,11 @@ class RunTracker:
         if found is not None:
             return str(found.experiment_id)
         try:
-            where = artifact_location(self._uri)
-            return str(self._client.create_experiment(self._experiment, artifact_location=where))
+            return str(
+                self._client.create_experiment(
+                    self._experiment, artifact_location(self._uri), tags=EXPERIMENT_TAGS
+                )
+            )
         except MlflowException:  # another process made it a moment ago
             found = self._client.get_experiment_by_name(self._experiment)
             if found is None:
@@ -147,7 +149,8 @@ class RunTracker:
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(run, metrics=metrics[start : start + BATCH])
 
-    def _common_tags(self, about: Mapping[str, Any]) -> dict[str, str]:
+    def _common_tags(self) -> dict[str, str]:
+        about = self._about
         return {
             "data_fingerprint": about["fingerprint"],
             "encoder": about["encoder"]["label"],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ ABOUT = {
 def write_run(folder: Path, trials: int = 3) -> Path:
     """A run folder with pending trials."""
     folder.mkdir(parents=True)
-    (folder / "data.json").write_text(json.dumps(ABOUT))
+    (folder / "data.json").write_text(json.dumps({"id": uuid.uuid4().hex, **ABOUT}))
     (folder / "sweep.yaml").write_text("command: sesttune sweep\n")
     for number in range(1, trials + 1):
         name = f"{number:03d}"

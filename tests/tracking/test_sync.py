@@ -1,6 +1,7 @@
 """One behavioural suite for every kind of MLflow store."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path)
     after = runs(uri, str(tmp_path))
     assert {r.info.run_id for r in before.values()} == {r.info.run_id for r in after.values()}
     assert steps(uri, after["001 lr=1.0e-04 batch=8"]) == list(range(6))
+
+
+def test_a_folder_made_again_under_the_same_name_is_another_run(uri: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        folder = write_run(tmp_path / "sweep", trials=1)
+        report(folder, "001", range(0, 3))
+        finish(folder, "001")
+        write_result(folder)
+        RunTracker(folder, uri, str(tmp_path)).sync()
+        shutil.rmtree(folder)
+    experiment = MlflowClient(uri).get_experiment_by_name(str(tmp_path))
+    found = MlflowClient(uri).search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name[:5] for run in found) == ["001 l", "001 l", "sweep", "sweep"]
 
 
 SYNC_FOREVER = """

@@ -1,0 +1,68 @@
+"""How a sweep or a training ended: `result.json`, and the leaderboard a person reads."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sesttune.run_setup import DATA, RESULT, Run, write_json
+from sesttune.search.outcome import SweepOutcome
+
+
+def write_result(folder: Path, outcome: SweepOutcome) -> None:
+    """Leave `result.json`, which tells MLflow that the run has ended."""
+    result = {
+        "verdict": outcome.verdict,
+        "evidence": outcome.evidence,
+        "leaderboard": _rows(outcome),
+    }
+    write_json(folder / RESULT, result)
+
+
+def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
+    """Leaderboard, baselines, verdict, and the commands that come next."""
+    table = Table(title=f"leaderboard of {run.folder.name}", title_justify="left")
+    for column in ("trial", "best val_loss", "at step", "ended by", "parameters"):
+        right = column in ("best val_loss", "at step")
+        table.add_column(column, justify="right" if right else "left")
+    for row in _rows(outcome):
+        loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}"
+        cells = (row["trial"], loss, f"{row['best_step']:,}", row["ended_by"], row["parameters"])
+        table.add_row(*cells)
+    console.print(table)
+    about = json.loads((run.folder / DATA).read_text())
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
+    where = run.config.output_dir
+    lines = [
+        f"baselines: {listed}",
+        f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
+        f"browse:    sesttune ui output_dir={where}",
+    ]
+    if outcome.best is not None:
+        lines.append(f"promote:   sesttune promote --sweep {run.folder.name} --output-dir {where}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial": row.id,
+            "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
+            "best_step": row.best_step,
+            "last_step": row.step,
+            "ended_by": (row.stop_reason or row.status).partition(",")[0],
+            "parameters": _parameters(row.params),
+        }
+        for row in outcome.leaderboard
+    ]
+
+
+def _parameters(params: dict[str, Any]) -> str:
+    parts = []
+    for key, value in params.items():
+        shown = f"{value:.2e}" if isinstance(value, float) else str(value)
+        parts.append(f"{key.rpartition('.')[2]}={shown}")
+    return " ".join(parts)

@@ -1,0 +1,89 @@
+"""What a person sees: `sesttune ui` over a real store, in a real browser."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.browser import open_browser
+from helpers.run_folder import finish, report, write_result, write_run
+from playwright.sync_api import expect
+
+from sesttune.command import run as run_command
+from sesttune.tracking.sync import RunTracker
+from sesttune.ui import main
+
+TRIALS = {
+    "001": "001 lr=1.0e-04 batch=8",
+    "002": "002 lr=2.0e-04 batch=8",
+    "003": "003 lr=3.0e-04 batch=8",
+}
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The addresses that `sesttune ui` prints for a finished sweep of three trials."""
+    folder = write_run(tmp_path / "sweep-to-see")
+    for trial in TRIALS:
+        report(folder, trial, range(0, 8))
+        finish(folder, trial)
+    write_result(folder)
+    RunTracker(folder, f"sqlite:///{tmp_path}/mlflow.db", "sesttune").sync()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "sesttune.ui", "--port", str(port), f"output_dir={tmp_path}"]
+    ui = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert ui.stdout is not None
+    found = dict(ui.stdout.readline().split() for _ in range(2))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.2)
+    yield found
+    os.killpg(ui.pid, signal.SIGKILL)
+    ui.wait()
+
+
+def test_the_runs_page_shows_the_sweep_with_its_trials_under_it(pages: dict[str, str]) -> None:
+    with open_browser() as page:
+        page.goto(pages["runs:"])
+        sweep = page.get_by_role("row").filter(has_text="sweep-to-see")
+        expect(sweep).to_be_visible()
+        for name in TRIALS.values():
+            expect(page.get_by_text(name)).to_have_count(0)
+        sweep.get_by_role("button").first.click()  # unfold
+        for name in TRIALS.values():
+            expect(page.get_by_text(name)).to_be_visible()
+
+
+def test_the_curves_page_draws_every_trial(pages: dict[str, str]) -> None:
+    with open_browser() as page:
+        page.goto(pages["curves:"])
+        page.get_by_placeholder("Search metric charts").fill("^val_loss$")
+        chart = page.get_by_test_id("draggable-chart-cards-grid").filter(has_text="val_loss")
+        for name in TRIALS.values():
+            expect(chart.get_by_text(name)).to_be_visible()
+        lines = chart.locator(".scatterlayer .trace path.js-line")
+        expect(lines.nth(len(TRIALS) - 1)).to_be_attached()
+
+
+def test_the_server_listens_on_this_machine_only(pages: dict[str, str]) -> None:
+    assert all(address.startswith("http://127.0.0.1:") for address in pages.values())
+
+
+def test_an_empty_store_is_said_to_be_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(main, [f"output_dir={tmp_path}/none"]) == 2
+    assert "nothing is tracked in" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
