@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
 import argparse
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,15 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def program() -> str:
+    """How this installation's `sesttune` is called from here: by name where it is on the PATH."""
+    own = Path(sys.executable).with_name("sesttune")
+    if shutil.which("sesttune") == str(own) or not own.exists():
+        return "sesttune"
+    here = Path.cwd()
+    return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,12 @@ the input (`obsm["X_state"]`), or alone into a `.npy`.
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sesttune.atomic import replacing
 from sesttune.command import run
 from sesttune.errors import UserError
 
@@ -85,21 +85,18 @@ def _advance(bars: "Progress", task: "TaskID", before: int, count: int) -> None:
 def _write(source: Path, output: Path, embeddings: "np.ndarray", key: str) -> None:
     import numpy as np
 
-    draft = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")
     try:
-        if output.suffix == ".npy":
-            np.save(draft, embeddings)
-        else:
-            import anndata
+        with replacing(output) as draft:
+            if output.suffix == ".npy":
+                np.save(draft, embeddings)
+            else:
+                import anndata
 
-            cells = anndata.read_h5ad(source)
-            cells.obsm[key] = embeddings
-            cells.write_h5ad(draft)
-        os.replace(draft, output)
+                cells = anndata.read_h5ad(source)
+                cells.obsm[key] = embeddings
+                cells.write_h5ad(draft)
     except OSError as error:
         raise UserError(f"--output {output}: cannot write it ({error})") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ expression. The output has the input's obs and var.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sesttune.atomic import replacing
 from sesttune.command import run
 from sesttune.errors import UserError
 
@@ -139,14 +139,11 @@ def _write(source: Path, output: Path, expression: "np.ndarray", about: dict[str
     kept = cells[:, about["genes"]]
     predicted = anndata.AnnData(X=expression, obs=kept.obs.copy(), var=kept.var.copy())
     predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
-    draft = output.with_name(f".{output.stem}.{os.getpid()}.h5ad")
     try:
-        predicted.write_h5ad(draft)
-        os.replace(draft, output)
+        with replacing(output) as draft:
+            predicted.write_h5ad(draft)
     except OSError as error:
         raise UserError(f"--output {output}: cannot write it ({error})") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

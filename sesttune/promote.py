@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from sesttune.command import run
+from sesttune.command import program, run
 from sesttune.errors import UserError
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"registered {version.name} version {version.version} as '{version.alias}' "
         f"(trial {record.id} of {known.folder.name})\n"
-        f"use it: sesttune predict --model {version.uri} --adata IN.h5ad --output OUT.h5ad"
+        f"use it: {program()} predict --model {version.uri} --adata IN.h5ad --output OUT.h5ad"
     )
     return 0
 

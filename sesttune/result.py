@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sesttune.run_setup import DATA, RESULT, Run, write_json
+from sesttune.atomic import write_text
+from sesttune.command import program
+from sesttune.run_setup import DATA, RESULT, Run
 from sesttune.search.outcome import SweepOutcome
 
 
@@ -19,7 +21,7 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
         "evidence": outcome.evidence,
         "leaderboard": _rows(outcome),
     }
-    write_json(folder / RESULT, result)
+    write_text(folder / RESULT, json.dumps(result, indent=2))
 
 
 def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
@@ -39,7 +41,7 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     lines = [
         f"baselines: {listed}",
         f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
-        f"browse:    sesttune ui output_dir={where}",
+        f"browse:    {program()} ui output_dir={where}",
     ]
     if outcome.best is not None:
         lines.append(f"promote:   sesttune promote --sweep {run.folder.name} --output-dir {where}")

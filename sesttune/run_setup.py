@@ -6,7 +6,6 @@ both have worked, so a mistake leaves nothing behind.
 """
 
 import json
-import os
 import shlex
 import sys
 import uuid
@@ -18,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, to_yaml
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
@@ -59,7 +59,8 @@ def prepare_run(config: Config, space: Mapping[str, Any] | None, console: Consol
         ) from None
     _write_settings(folder, config, space)
     # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
-    write_json(folder / DATA, {"id": uuid.uuid4().hex, "manifest": str(manifest), **about})
+    about = {"id": uuid.uuid4().hex, "manifest": str(manifest), **about}
+    write_text(folder / DATA, json.dumps(about, indent=2))
     return Run(folder, config, manifest, dict(space) if space is not None else None)
 
 
@@ -88,13 +89,6 @@ def ensure_data(run: Run, console: Console) -> Run:
             "not be comparable; start a new sweep"
         )
     return Run(run.folder, run.config, manifest, run.space)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write `content` to a temporary name and rename it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2))
-    os.replace(draft, path)
 
 
 def _prepare_data(config: Config, console: Console) -> tuple[Path, dict[str, Any]]:
@@ -143,6 +137,4 @@ def _write_settings(folder: Path, config: Config, space: Mapping[str, Any] | Non
 
     command = shlex.join(["sesttune", Path(sys.argv[0]).stem, *sys.argv[1:]])
     settings = {"command": command, "space": space, "config": to_dict(config)}
-    draft = folder / f".{SETTINGS}"
-    OmegaConf.save(OmegaConf.create(settings), draft)
-    os.replace(draft, folder / SETTINGS)
+    write_text(folder / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sesttune.atomic import replacing
 from sesttune.errors import UserError
 from sesttune.model.st_head import HeadConfig, STHead
 
@@ -30,10 +31,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Raises UserError where the disk is full; the file that was there stays.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save({"format": FORMAT, **content}, draft)
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            torch.save({"format": FORMAT, **content}, draft)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
         full = getattr(error, "errno", None) == errno.ENOSPC or _is_full(path.parent)
         if full:
@@ -42,8 +42,6 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 "training.keep_checkpoints"
             ) from None
         raise
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and the CLS index come from the settings saved with them. The public loader take
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from sesttune.atomic import write_text
 from sesttune.errors import UserError
 from sesttune.model.safe_pickle import plain, read_checkpoint
 
@@ -115,9 +115,7 @@ def file_sha256(path: Path, cache: Path | None) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if noted is not None:
         noted.parent.mkdir(parents=True, exist_ok=True)
-        draft = noted.with_name(f"{noted.name}.{os.getpid()}")
-        draft.write_text(digest)
-        os.replace(draft, noted)
+        write_text(noted, digest)
     return digest
 
 

@@ -8,7 +8,6 @@ line carries its recorded time, so that sending it twice stores it once.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from sesttune import __version__
+from sesttune.atomic import write_text
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
 from sesttune.tracking.store import artifact_location, quick_client
 from sesttune.training.records import BEST, TrialRecord, list_trials
@@ -159,10 +159,7 @@ class RunTracker:
         }
 
     def _save(self) -> None:
-        path = self.folder / CURSOR
-        draft = path.with_name(f".{CURSOR}.{os.getpid()}")
-        draft.write_text(json.dumps(self._cursor))
-        os.replace(draft, path)
+        write_text(self.folder / CURSOR, json.dumps(self._cursor))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

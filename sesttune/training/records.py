@@ -6,11 +6,12 @@ die and be filled again.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from sesttune.atomic import write_text
 
 METRICS, RECORD = "metrics.jsonl", "trial.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -52,10 +53,7 @@ def write_trial(record: TrialRecord) -> TrialRecord:
     """Write `trial.json` (temporary name, then rename)."""
     record.folder.mkdir(parents=True, exist_ok=True)
     content = {k: v for k, v in asdict(record).items() if k != "folder"}
-    path = record.folder / RECORD
-    draft = path.with_name(f".{RECORD}.{os.getpid()}")
-    draft.write_text(json.dumps(content))
-    os.replace(draft, path)
+    write_text(record.folder / RECORD, json.dumps(content))
     return record
 
 
@@ -99,7 +97,5 @@ def append_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
 def cut_metrics(folder: Path, last_step: int) -> list[dict[str, float]]:
     """Drop the lines after `last_step` and a torn one; returns those kept."""
     kept = [line for line in read_metrics(folder) if line["step"] <= last_step]
-    draft = folder / f".{METRICS}.{os.getpid()}"
-    draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(draft, folder / METRICS)
+    write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

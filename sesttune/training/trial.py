@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import torch
 
+from sesttune.atomic import write_text
 from sesttune.config.load import to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.loader import TrainingBatches
@@ -53,7 +54,7 @@ def run_trial(
     entered = time.perf_counter()
     _quiet_lightning()
     update_trial(folder, "running", None)
-    _write_config(folder, config)
+    write_text(folder / "config.yaml", to_yaml(config))
     data = TrialData.open(manifest)
     # Initial weights and dropout follow the seed; the sampler has streams of its own.
     torch.manual_seed(config.training.train_seed)
@@ -167,12 +168,6 @@ def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:
     if not kept or kept[-1]["step"] < line["step"]:  # killed between checkpoint and line
         append_metrics(folder, line)
     return False
-
-
-def _write_config(folder: Path, config: Config) -> None:
-    draft = folder / f".config.yaml.{os.getpid()}"
-    draft.write_text(to_yaml(config))
-    os.replace(draft, folder / "config.yaml")
 
 
 def _quiet_lightning() -> None:
