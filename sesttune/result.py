@@ -43,8 +43,18 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
         f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
         f"browse:    {program()} ui output_dir={where}",
     ]
+    failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
+    if failed:
+        lines.insert(
+            0,
+            f"failed:    {len(failed)} of {len(outcome.leaderboard)} trials, the first with "
+            f"{failed[0]['ended_by']}; {program()} sweep --resume {run.folder.name} "
+            f"output_dir={where} tries them again",
+        )
     if outcome.best is not None:
-        lines.append(f"promote:   sesttune promote --sweep {run.folder.name} --output-dir {where}")
+        lines.append(
+            f"promote:   {program()} promote --sweep {run.folder.name} --output-dir {where}"
+        )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

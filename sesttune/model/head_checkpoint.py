@@ -6,9 +6,7 @@ alone 0.2 GB. Promoted weights are safetensors. Everything is read with
 `weights_only=True`.
 """
 
-import errno
 import json
-import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -31,17 +29,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Raises UserError where the disk is full; the file that was there stays.
     """
-    try:
-        with replacing(path) as draft:
-            torch.save({"format": FORMAT, **content}, draft)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        full = getattr(error, "errno", None) == errno.ENOSPC or _is_full(path.parent)
-        if full:
-            raise UserError(
-                f"the disk of {path.parent} is full: free some space and --resume, or lower "
-                "training.keep_checkpoints"
-            ) from None
-        raise
+    with replacing(path) as draft:
+        torch.save({"format": FORMAT, **content}, draft)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -87,8 +76,3 @@ def import_head(folder: Path) -> tuple[STHead, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold a promoted head: {error}") from None
     return head.eval(), about
-
-
-def _is_full(folder: Path) -> bool:
-    free = os.statvfs(folder)
-    return free.f_bavail * free.f_frsize < 1 << 20

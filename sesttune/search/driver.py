@@ -14,7 +14,7 @@ from pathlib import Path
 from sesttune.config.load import to_dict
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.search.ledger import TrialLedger
+from sesttune.search.ledger import TrialLedger, try_again
 from sesttune.search.listener import SweepListener
 from sesttune.search.outcome import SweepOutcome, read_outcome
 from sesttune.search.ray_session import Slots, ray_session
@@ -35,7 +35,8 @@ def run_sweep(
     """Run the trials of the sweep in `folder` to their ends and say what came of them.
 
     `manifest`: the prepared data that every trial opens. With `resume`, trials already in
-    `folder` are kept and unfinished ones continued first. Raises UserError where the
+    `folder` are kept, and unfinished ones and those that failed with an error (a full disk,
+    a killed worker; not a loss that is NaN) are continued first. Raises UserError where the
     folder holds trials and `resume` is not set, where another driver runs it, and where no
     trial fits the machine.
     """
@@ -44,6 +45,8 @@ def run_sweep(
     if not resume and list_trials(folder):
         raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
     with _only_driver(folder):
+        if resume:
+            try_again(folder)
         ledger = TrialLedger(folder, config, space)
         # Ray drops a trial whose kept worker does not let go of the one before; such trials
         # are unfinished after the first round, and get workers of their own in a second.
@@ -68,6 +71,7 @@ def _fit(
     # As many workers as slots start at once; Ray's default starts them one by one.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune
+    from ray.tune import TuneError
 
     from sesttune.search.ray_adapters import LedgerCallback, LedgerScheduler, LedgerSearcher
     from sesttune.search.worker import work
@@ -99,6 +103,13 @@ def _fit(
     )
     try:
         tuner.fit()
+    except TuneError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None  # Ray wraps what a callback raises, e.g. that the disk is full
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     ledger.settle()

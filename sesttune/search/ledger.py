@@ -22,6 +22,8 @@ from sesttune.training.records import (
     write_trial,
 )
 
+ERROR = "error: "
+"""How the stop reason of a trial begins that failed for another reason than its loss."""
 _ID_DIGITS = 3
 
 
@@ -86,7 +88,7 @@ class TrialLedger:
         if record.id in self._stops:
             return update_trial(record.folder, "stopped", str(self._stops[record.id]))
         reason = crash or "the worker ended without a result"
-        return update_trial(record.folder, "failed", f"error: {reason}")
+        return update_trial(record.folder, "failed", f"{ERROR}{reason}")
 
     def settle(self) -> None:
         """Write the stops again, after the last worker is gone and can write no more."""
@@ -111,6 +113,13 @@ class TrialLedger:
             if record.id in due and not record.finished:
                 self._stops[record.id] = due[record.id]
                 self.end(record)
+
+
+def try_again(folder: Path) -> None:
+    """Open the trials that failed with an error again; they go on from their last checkpoint."""
+    for record in list_trials(folder):
+        if record.status == "failed" and (record.stop_reason or "").startswith(ERROR):
+            update_trial(record.folder, "pending", None)
 
 
 def grace_period(config: Config) -> int:

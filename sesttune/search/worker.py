@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sesttune.atomic import write_text
 from sesttune.errors import UserError
 
 _LOCK_WAIT_S = 60.0
@@ -30,6 +31,7 @@ def work(settings: Mapping[str, Any]) -> None:
     from ray import tune
 
     from sesttune.config.load import from_dict, with_point
+    from sesttune.search.ledger import ERROR
     from sesttune.training.records import read_trial, update_trial
     from sesttune.training.trial import run_trial
 
@@ -44,8 +46,8 @@ def work(settings: Mapping[str, Any]) -> None:
                 config = with_point(from_dict(settings["config"]), record.params)
                 run_trial(config, Path(settings["manifest"]), folder, tune.report)
     except Exception as error:  # whatever it is, it is this trial's result
-        (folder / "error.txt").write_text(traceback.format_exc())
-        update_trial(folder, "failed", f"error: {_one_line(error)}")
+        write_text(folder / "error.txt", traceback.format_exc())
+        update_trial(folder, "failed", f"{ERROR}{_one_line(error)}")
     finally:
         # The process is used again: leave nothing of this trial in memory.
         gc.collect()

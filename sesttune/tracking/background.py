@@ -63,5 +63,8 @@ class BackgroundSync:
         try:
             RunTracker(self._folder, self._uri, self._experiment).sync()
         except Exception as error:  # nothing that happens to tracking may end a sweep
-            return (str(error) or type(error).__name__).splitlines()[0][:200]
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            return (str(cause) or type(cause).__name__).splitlines()[0][:200]
         return None

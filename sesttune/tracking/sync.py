@@ -78,19 +78,23 @@ class RunTracker:
             run = self._find_or_create(source, trial_name(record), tags)
             params = [Param(key, str(value)) for key, value in record.params.items()]
             self._client.log_batch(run, params=params)
-            state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "closed": False}
+            state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "ended": None}
             self._save()
         lines = record.metrics()
         if len(lines) > state["lines"]:
             self._send_metrics(state["run"], lines[state["lines"] :])
             state["lines"] = len(lines)
             self._save()
-        if record.finished and not state["closed"]:
+        ended = [record.status, record.stop_reason] if record.finished else None
+        if ended != state["ended"]:
             self._close_trial(record, state["run"])
-            state["closed"] = True
+            state["ended"] = ended
             self._save()
 
     def _close_trial(self, record: TrialRecord, run: str) -> None:
+        if not record.finished:  # it had failed and is tried again
+            self._client.update_run(run, "RUNNING")
+            return
         for file in (record.checkpoints / BEST, record.folder / "config.yaml"):
             if file.is_file():
                 self._client.log_artifact(run, str(file))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sesttune.atomic import write_text
+from sesttune.atomic import room_on_disk, write_text
 
 METRICS, RECORD = "metrics.jsonl", "trial.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -90,7 +90,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def append_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """Add one line; written in one call, so a kill leaves at most a torn last line."""
-    with (folder / METRICS).open("a") as file:
+    with room_on_disk(folder), (folder / METRICS).open("a") as file:
         file.write(json.dumps(dict(metrics)) + "\n")
 
 

@@ -1,5 +1,6 @@
 """The sweep on real Ray, real trials and real kills."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -18,7 +19,7 @@ from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.ray_session import ray_session, slots
 from sesttune.search.space import parse_space
-from sesttune.training.records import list_trials, read_metrics
+from sesttune.training.records import list_trials, read_metrics, update_trial
 
 DRIVER = """
 import sys
@@ -267,3 +268,64 @@ def test_resuming_a_finished_sweep_starts_nothing(tiny, tmp_path):
     outcome = run_sweep(Path(tmp_path), config, space, manifest, [heard], resume=True)
     assert outcome.best.id == "001"
     assert heard.starts == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("may not mount a small file system here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Filler(Heard):
+    """Fills the disk when a trial has reported its second validation."""
+
+    def __init__(self, ballast):
+        super().__init__()
+        self.ballast = ballast
+
+    def on_report(self, trial_id, metrics):
+        super().on_report(trial_id, metrics)
+        if metrics["step"] == 5 and not self.ballast.exists():
+            with self.ballast.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+
+
+def test_a_full_disk_ends_the_sweep_in_one_line_and_resume_completes_it(tiny, small_disk):
+    config, manifest = tiny
+    config = with_point(config, {"sweep.asha": False})
+    space, folder = grid(training__lr=choice(1e-2, 1e-3)), small_disk / "sweep"
+    ballast = small_disk / "ballast"
+    with pytest.raises(UserError, match="is full: nothing is lost; free some space"):
+        run_sweep(folder, config, space, manifest, [Filler(ballast)])
+    assert not [r for r in list_trials(folder) if r.status == "done"]
+    kept = {r.id: read_metrics(r.folder) for r in list_trials(folder)}
+    assert any(kept.values())
+    ballast.unlink()
+    run_sweep(folder, config, space, manifest, resume=True)
+    records = list_trials(folder)
+    assert [r.status for r in records] == ["done", "done"]
+    for record in records:
+        assert_clean_curve(record.folder, 20)
+        before = kept.get(record.id, [])
+        assert read_metrics(record.folder)[: len(before)] == before
+
+
+def test_resume_tries_trials_again_that_failed_with_an_error_but_not_nan(tiny, ray, tmp_path):
+    config, manifest = tiny
+    space = grid(training__lr=choice(1e-2, 1e-3))
+    run_sweep(tmp_path, config, space, manifest)
+    first, second = list_trials(tmp_path)
+    update_trial(first.folder, "failed", "error: the worker process was lost twice")
+    update_trial(second.folder, "failed", "nan")
+    heard = Heard()
+    run_sweep(tmp_path, config, space, manifest, [heard], resume=True)
+    assert heard.ends == [("001", "done")]
+    assert [r.stop_reason for r in list_trials(tmp_path)] == ["max_steps", "nan"]

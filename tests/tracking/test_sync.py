@@ -19,7 +19,7 @@ from sesttune.config.load import load_config
 from sesttune.tracking.background import BackgroundSync
 from sesttune.tracking.store import tracking_uri, without_secrets
 from sesttune.tracking.sync import RunTracker
-from sesttune.training.records import trial_folder
+from sesttune.training.records import trial_folder, update_trial
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,21 @@ def test_a_trial_of_a_resumed_sweep_goes_on_in_its_run(uri: str, tmp_path: Path)
     report(folder, "001", range(3, 8))
     RunTracker(folder, uri, str(tmp_path)).sync()
     assert steps(uri, runs(uri, str(tmp_path))["001 lr=1.0e-04 batch=8"]) == list(range(8))
+
+
+def test_a_failed_trial_that_is_tried_again_is_opened_and_closed_again(
+    uri: str, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    name, statuses = "001 lr=1.0e-04 batch=8", []
+    for status, reason in (("failed", "error: full"), ("running", None), ("done", "max_steps")):
+        update_trial(trial_folder(folder, "001"), status, reason)
+        RunTracker(folder, uri, str(tmp_path)).sync()
+        run = runs(uri, str(tmp_path))[name]
+        statuses.append((run.info.status, run.data.tags.get("stop_reason")))
+    assert statuses[0] == ("FAILED", "error: full")
+    assert statuses[1][0] == "RUNNING"
+    assert statuses[2] == ("FINISHED", "max_steps")
 
 
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
