@@ -11,3 +11,9 @@ def _few_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the developer's server nor one that `mlflow.set_tracking_uri` left behind."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

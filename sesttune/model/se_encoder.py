@@ -12,10 +12,11 @@ import torch
 from scipy import sparse
 
 from sesttune.model.se_checkpoint import SEFiles, file_sha256, find_files, read_weights
-from sesttune.model.se_tokens import Tokens, match_genes, tokenize
+from sesttune.model.se_genes import match_genes
+from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Raised when the same files would give other embeddings."""
 
 

@@ -1,43 +1,25 @@
 """Turn count rows into the tokens the SE transformer reads.
 
-Behaviour of the public tokeniser, vectorised over cells, with one difference: where
-it draws genes at random (ties at the cut, filler for sparse cells), here the draw
-is a hash of the cell's own content and a seed. The same cell gets the same tokens
+Behaviour of the public tokeniser, vectorised over cells and straight from CSR, with one
+difference: where it draws genes at random (ties at the cut, filler for sparse cells), here
+the draw is a hash of the cell's own content and a seed. The same cell gets the same tokens
 in any batch, order or process; in distribution the two are equal.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from sesttune.errors import UserError
-
-log = logging.getLogger(__name__)
+from sesttune.model.hashing import shuffled, splitmix64
+from sesttune.model.se_genes import GeneMatch
 
 RAW_MAX = 35.0
 """A larger value cannot be a log1p count."""
 RAW_TOTAL = 5_000_000
 """Counts in a cell above which the values, read as log1p, must be raw."""
 COUNT_SCALE = 100.0
-MIN_MATCHED = 0.05
-"""Refuse a file where fewer of its genes than this are in the vocabulary."""
-
-
-@dataclass(frozen=True)
-class GeneMatch:
-    """Which columns of a file the encoder knows.
-
-    `columns` int64 [known]: file columns in file order; `ids` int64 [known]: their
-    vocabulary rows; `source`: `var index`, or the var column the names came from.
-    """
-
-    columns: np.ndarray
-    ids: np.ndarray
-    source: str
-    total: int
 
 
 @dataclass(frozen=True)
@@ -51,42 +33,23 @@ class Tokens:
     counts: np.ndarray
 
 
-def match_genes(
-    names: Sequence[str], columns: Mapping[str, Sequence[str]], vocabulary: Mapping[str, int]
-) -> GeneMatch:
-    """Match a file's genes by exact name, as the public encoder does.
+@dataclass(frozen=True)
+class _Expressed:
+    """The expressed known genes of some cells, CSR-like.
 
-    The var index is used where it knows any name; else the var column that knows most.
-    Raises UserError where nothing or too little matches, and where a stray symbol in the
-    index would hide a column of symbols.
+    `cell`, `gene` (local index) and `value` are [entries]; `starts` is [cells + 1]; `key`
+    is the hash of each cell's content, uint64 [cells].
     """
-    known = {"var index": _known(names, vocabulary)}
-    known |= {f"var column '{name}'": _known(c, vocabulary) for name, c in columns.items()}
-    sources = {"var index": names} | {f"var column '{n}'": c for n, c in columns.items()}
-    best = max(known, key=lambda source: len({sources[source][i] for i in known[source]}))
-    chosen = "var index" if len(known["var index"]) else best
-    found, total = len(known[chosen]), len(names)
-    if not found:
-        raise UserError(
-            f"none of the file's {total} genes is in the encoder's vocabulary (file: "
-            f"{', '.join(list(names)[:3])}; encoder: {', '.join(list(vocabulary)[:3])}); "
-            "put gene symbols in var.index or in a var column"
-        )
-    if len(known[best]) > 2 * found:
-        raise UserError(
-            f"the var index matches only {found} of {total} genes but {best} matches "
-            f"{len(known[best])}: make that column the index (the public encoder would use "
-            "the few)"
-        )
-    if found < MIN_MATCHED * total:
-        unmatched = sorted(set(names) - set(vocabulary))[:3]
-        raise UserError(
-            f"only {found} of {total} genes ({found / total:.1%}) are in the encoder's vocabulary "
-            f"(not: {', '.join(unmatched)}); the names must be the symbols it was trained on"
-        )
-    log.info("genes matched: %d of %d by %s", found, total, chosen)
-    ids = np.array([vocabulary[sources[chosen][i]] for i in known[chosen]], np.int64)
-    return GeneMatch(known[chosen], ids, chosen, total)
+
+    cell: np.ndarray
+    gene: np.ndarray
+    value: np.ndarray
+    starts: np.ndarray
+    key: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
 
 
 def tokenize(
@@ -102,75 +65,117 @@ def tokenize(
         raise UserError(f"the encoder needs more than {cls_token_idx} known genes, found {known}")
     if not np.isfinite(x.data).all():
         raise UserError("a cell holds NaN or infinity: the encoder cannot read it")
-    clean = sparse.csr_matrix((np.maximum(x.data, 0), x.indices, x.indptr), shape=x.shape)
-    clean.eliminate_zeros()
-    logged = _log_where_raw(clean)
-    values = np.asarray(logged[:, match.columns].toarray(), np.float32)  # [cells, known]
-    total = values.sum(1, keepdims=True)
-    share = np.divide(values, total, out=np.full_like(values, 1 / known), where=total > 0)
-    noise = _noise(clean[:, match.columns], match.ids, seed)
-    # Sort key: value first (the bits of a non-negative float sort like it), then the hash.
-    keys = (values.view(np.uint32).astype(np.uint64) << np.uint64(32)) | (noise >> np.uint64(32))
-    if known >= slots:
-        picked = np.argpartition(keys, known - slots, axis=1)[:, known - slots :]
-    else:
-        picked = _with_filler(keys, values, noise, slots)
-    counts = np.empty((len(values), pad_length), np.float32)
-    counts[:, 0] = share[:, cls_token_idx]
-    counts[:, 1:] = np.take_along_axis(share, picked, axis=1)
+    cells = _expressed(x, match, seed)
+    total = np.bincount(cells.cell, cells.value, minlength=x.shape[0])
+    share = (cells.value / total[cells.cell]).astype(np.float32)
+    genes = np.empty((x.shape[0], slots), np.int64)  # local indices
+    counts = np.zeros((x.shape[0], pad_length), np.float32)
+    many = cells.lengths > slots
+    if many.any():
+        _take_the_largest(cells, share, match, many, genes, counts)
+    if not many.all():
+        _take_all_and_fill(cells, share, known, ~many, genes, counts)
+    is_cls = cells.gene == cls_token_idx
+    counts[cells.cell[is_cls], 0] = share[is_cls]
+    counts[total == 0] = 1 / known
     counts *= COUNT_SCALE
-    return Tokens(match.ids[picked], counts)
+    return Tokens(match.ids[genes], counts)
 
 
-def _known(names: Sequence[str], vocabulary: Mapping[str, int]) -> np.ndarray:
-    return np.array([i for i, name in enumerate(names) if name in vocabulary], np.int64)
+def _expressed(x: sparse.csr_matrix, match: GeneMatch, seed: int) -> _Expressed:
+    """Known genes above zero, log1p where the cell is raw, judged over all its genes."""
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    data = np.maximum(x.data, 0).astype(np.float32, copy=False)
+    raw = _raw_cells(data, x.indptr)
+    local = np.full(x.shape[1], -1, np.int32)
+    local[match.columns] = np.arange(len(match.columns), dtype=np.int32)
+    gene = local[x.indices]
+    kept = np.flatnonzero((gene >= 0) & (data > 0))
+    starts = np.searchsorted(kept, x.indptr)
+    gene, data = gene[kept], data[kept]
+    cell = np.repeat(np.arange(x.shape[0]), np.diff(starts))
+    # Sums wrap around and do not depend on the order of the entries.
+    bits = data.view(np.uint32).astype(np.uint64)
+    entries = splitmix64(bits ^ (match.ids[gene].astype(np.uint64) << np.uint64(32)))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
+    key = splitmix64(sums[starts[1:]] - sums[starts[:-1]] + np.uint64(seed))
+    value = np.log1p(data) if raw.all() else np.where(raw[cell], np.log1p(data), data)
+    return _Expressed(cell, gene, value, starts, key)
 
 
-def _log_where_raw(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log1p of the cells that hold raw counts, judged over all genes of each cell."""
-    lengths = np.diff(x.indptr)
-    cell = np.repeat(np.arange(x.shape[0]), lengths)
-    largest = np.zeros(x.shape[0])
-    np.maximum.at(largest, cell, x.data)
-    safe = np.minimum(x.data, RAW_MAX + 1).astype(np.float64)
-    total = np.bincount(cell, np.expm1(safe), minlength=x.shape[0])
-    raw = (largest > RAW_MAX) | (np.floor(total) > RAW_TOTAL)
-    data = np.where(raw[cell], np.log1p(x.data), x.data)
-    return sparse.csr_matrix((data, x.indices, x.indptr), shape=x.shape)
+def _raw_cells(data: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """bool [cells]: whether a cell's values are counts rather than their log1p."""
+    raw = np.zeros(len(indptr) - 1, bool)
+    some = np.flatnonzero(np.diff(indptr))  # reduceat has no empty rows
+    if not len(some):
+        return raw
+    raw[some] = np.maximum.reduceat(data, indptr[some]) > RAW_MAX
+    if not raw[some].all():
+        safe = np.minimum(data, RAW_MAX + 1).astype(np.float64)
+        raw[some] |= np.floor(np.add.reduceat(np.expm1(safe), indptr[some])) > RAW_TOTAL
+    return raw
 
 
-def _with_filler(keys: np.ndarray, values: np.ndarray, noise: np.ndarray, slots: int) -> np.ndarray:
-    """All expressed genes, then unexpressed ones drawn with replacement, [cells, slots]."""
-    known = values.shape[1]
-    order = np.argsort(keys, axis=1)[:, ::-1]  # expressed first
-    expressed = (values > 0).sum(1, keepdims=True)
-    if (expressed == known).any():
+def _take_the_largest(
+    cells: _Expressed,
+    share: np.ndarray,
+    match: GeneMatch,
+    chosen: np.ndarray,
+    genes: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Cells with more expressed genes than slots: the largest values, ties by hash."""
+    slots, rows = genes.shape[1], np.flatnonzero(chosen)
+    entry = np.flatnonzero(chosen[cells.cell])
+    cell = cells.cell[entry]
+    noise = splitmix64(cells.key[cell] ^ splitmix64(match.ids.astype(np.uint64))[cells.gene[entry]])
+    # Value first (the bits of a non-negative float sort like it), then the hash.
+    bits = cells.value[entry].view(np.uint32).astype(np.uint64)
+    padded = np.zeros((len(rows), int(cells.lengths[rows].max())), np.uint64)
+    position = entry - cells.starts[cell]
+    padded[np.searchsorted(rows, cell), position] = (bits << np.uint64(32)) | (
+        noise >> np.uint64(32)
+    )
+    picked = np.argpartition(padded, -slots, axis=1)[:, -slots:] + cells.starts[rows, None]
+    genes[rows] = cells.gene[picked]
+    counts[rows, 1:] = share[picked]
+
+
+def _take_all_and_fill(
+    cells: _Expressed,
+    share: np.ndarray,
+    known: int,
+    chosen: np.ndarray,
+    genes: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Cells with room left: all expressed genes, then unexpressed ones drawn at random.
+
+    Without replacement where the vocabulary has enough genes, else with, as in public.
+    """
+    slots, rows = genes.shape[1], np.flatnonzero(chosen)
+    entry = np.flatnonzero(chosen[cells.cell])
+    cell = cells.cell[entry]
+    position = entry - cells.starts[cell]
+    genes[cell, position] = cells.gene[entry]
+    counts[cell, 1 + position] = share[entry]
+    used = cells.lengths[rows]
+    if ((used == known) & (used < slots)).any():
         raise UserError(
             f"a cell expresses all {known} genes the encoder knows, and there are fewer than its "
             f"{slots} slots: no unexpressed gene is left to fill them"
         )
-    slot = np.arange(slots)[None, :]
-    rolled = splitmix64(noise[:, :1] ^ splitmix64(slot.astype(np.uint64)))
-    free = (known - expressed).astype(np.uint64)
-    filler = expressed + (rolled % free).astype(np.int64)
-    return np.take_along_axis(order, np.where(slot < expressed, slot, filler), axis=1)
-
-
-def _noise(x: sparse.csr_matrix, ids: np.ndarray, seed: int) -> np.ndarray:
-    """A 64-bit hash for each (cell, gene), [cells, known]: of content, gene and seed alone."""
-    bits = np.ascontiguousarray(x.data, np.float32).view(np.uint32).astype(np.uint64)
-    gene = ids[x.indices].astype(np.uint64)
-    entries = splitmix64(bits ^ (gene << np.uint64(32)))
-    # Sums wrap around and do not depend on the order of the entries.
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
-    cell = splitmix64(sums[x.indptr[1:]] - sums[x.indptr[:-1]] + np.uint64(seed))
-    return splitmix64(cell[:, None] ^ splitmix64(ids.astype(np.uint64))[None, :])
-
-
-def splitmix64(value: np.ndarray) -> np.ndarray:
-    """The SplitMix64 finaliser (Steele, Lea and Flood, 2014) on uint64."""
-    with np.errstate(over="ignore"):
-        z = value + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    unexpressed = np.ones((len(rows), known), bool)
+    unexpressed[np.searchsorted(rows, cell), cells.gene[entry]] = False
+    free = np.flatnonzero(unexpressed) % known  # of all cells, one after another
+    need, have = slots - used, known - used
+    row = np.repeat(np.arange(len(rows)), need)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(need) - need, need)
+    if known >= slots:
+        drawn = shuffled(number, have, row, cells.key[rows])
+    else:
+        rolled = splitmix64(cells.key[rows][row] ^ splitmix64(number.astype(np.uint64)))
+        drawn = (rolled % have[row].astype(np.uint64)).astype(np.int64)
+    genes[rows[row], used[row] + number] = free[(np.cumsum(have) - have)[row] + drawn]

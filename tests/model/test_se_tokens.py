@@ -3,7 +3,8 @@ import pytest
 from scipy import sparse
 
 from sesttune.errors import UserError
-from sesttune.model.se_tokens import GeneMatch, match_genes, tokenize
+from sesttune.model.se_genes import GeneMatch, match_genes
+from sesttune.model.se_tokens import tokenize
 
 VOCABULARY = {f"G{i}": 10 + i for i in range(20)}
 RNG = np.random.default_rng(0)

@@ -1,0 +1,74 @@
+"""Which genes of a file the encoder knows.
+
+Exact, case-sensitive names, as the public encoder matches them. Its one trap is refused
+here: a stray symbol in an index of Ensembl ids makes it ignore a full column of symbols.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sesttune.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MIN_MATCHED = 0.05
+"""Refuse a file where fewer of its genes than this are in the vocabulary."""
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Which columns of a file the encoder knows.
+
+    `columns` int64 [known]: file columns in file order; `ids` int64 [known]: their
+    vocabulary rows; `source`: `var index`, or the var column the names came from.
+    """
+
+    columns: np.ndarray
+    ids: np.ndarray
+    source: str
+    total: int
+
+
+def match_genes(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], vocabulary: Mapping[str, int]
+) -> GeneMatch:
+    """Match a file's genes by exact name, as the public encoder does.
+
+    The var index is used where it knows any name; else the var column that knows most.
+    Raises UserError where nothing or too little matches, and where a stray symbol in the
+    index would hide a column of symbols.
+    """
+    known = {"var index": _known(names, vocabulary)}
+    known |= {f"var column '{name}'": _known(c, vocabulary) for name, c in columns.items()}
+    sources = {"var index": names} | {f"var column '{n}'": c for n, c in columns.items()}
+    best = max(known, key=lambda source: len({sources[source][i] for i in known[source]}))
+    chosen = "var index" if len(known["var index"]) else best
+    found, total = len(known[chosen]), len(names)
+    if not found:
+        raise UserError(
+            f"none of the file's {total} genes is in the encoder's vocabulary (file: "
+            f"{', '.join(list(names)[:3])}; encoder: {', '.join(list(vocabulary)[:3])}); "
+            "put gene symbols in var.index or in a var column"
+        )
+    if len(known[best]) > 2 * found:
+        raise UserError(
+            f"the var index matches only {found} of {total} genes but {best} matches "
+            f"{len(known[best])}: make that column the index (the public encoder would use "
+            "the few)"
+        )
+    if found < MIN_MATCHED * total:
+        unmatched = sorted(set(names) - set(vocabulary))[:3]
+        raise UserError(
+            f"only {found} of {total} genes ({found / total:.1%}) are in the encoder's vocabulary "
+            f"(not: {', '.join(unmatched)}); the names must be the symbols it was trained on"
+        )
+    log.info("genes matched: %d of %d by %s", found, total, chosen)
+    ids = np.array([vocabulary[sources[chosen][i]] for i in known[chosen]], np.int64)
+    return GeneMatch(known[chosen], ids, chosen, total)
+
+
+def _known(names: Sequence[str], vocabulary: Mapping[str, int]) -> np.ndarray:
+    return np.array([i for i, name in enumerate(names) if name in vocabulary], np.int64)
