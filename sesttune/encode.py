@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--protein-embeddings", metavar="P", help="dict of symbol -> vector, .pt")
     parser.add_argument("--embed-key", default="X_state", help="obsm key: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="cells a pass: %(default)s")
+    parser.add_argument("--batch-size", type=int, help="cells a pass (default: by device)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
     args = parser.parse_args(argv)
     if args.output.suffix not in (".h5ad", ".npy"):
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from sesttune.model.se_encoder import SEEncoder
 
     files = find_files(args.model_folder, args.checkpoint, args.protein_embeddings)
-    encoder = SEEncoder(files, batch_size=args.batch_size, seed=args.seed)
+    encoder = SEEncoder(files, batch_size=args.batch_size, seed=args.seed, precision=args.precision)
     print(f"encoder: {encoder.identity['label']} (sha256 {encoder.identity['sha256'][:12]})")
     embeddings = _encode(args.input, encoder)
     _write(args.input, args.output, embeddings, args.embed_key)

