@@ -129,8 +129,8 @@ def flop_per_cell(sizes: SESizes) -> float:
 
 def ours(encoder: SEEncoder, path: Path) -> np.ndarray:
     with H5adFile(path) as file:
-        genes, columns = file.var_names, file.var_columns()
-        blocks = [encoder.encode(block, genes, columns) for block in file.iter_csr()]
+        match = encoder.match(file.var_names, file.var_columns())
+        blocks = [encoder.encode(block, match) for block in file.iter_csr()]
     return np.concatenate(blocks)
 
 

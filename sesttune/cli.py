@@ -15,6 +15,7 @@ COMMANDS = {
     "promote": "register a sweep's best model in MLflow",
     "predict": "predict perturbed cells with a registered model",
     "ui": "browse the results in MLflow",
+    "cache": "list, verify or prune cell stores and embeddings",
     "demo": "write the bundled demo data",
 }
 

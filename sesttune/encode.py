@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--embed-key", default="X_state", help="obsm key: %(default)s")
     parser.add_argument("--batch-size", type=int, help="cells a pass (default: by device)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--min-matched", type=float, metavar="SHARE", help="of the file's genes")
     parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
     args = parser.parse_args(argv)
     if args.output.suffix not in (".h5ad", ".npy"):
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
     files = find_files(args.model_folder, args.checkpoint, args.protein_embeddings)
     encoder = SEEncoder(files, batch_size=args.batch_size, seed=args.seed, precision=args.precision)
+    if args.min_matched is not None:
+        encoder.min_matched = args.min_matched
     print(f"encoder: {encoder.identity['label']} (sha256 {encoder.identity['sha256'][:12]})")
     embeddings = _encode(args.input, encoder)
     _write(args.input, args.output, embeddings, args.embed_key)
@@ -70,11 +73,12 @@ def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
         Progress(*columns, console=console, disable=not console.is_terminal) as bars,
     ):
         task = bars.add_task("encoding cells", total=file.n_cells)
-        genes, var_columns = file.var_names, file.var_columns()
+        match = encoder.match(file.var_names, file.var_columns())
+        print(f"{source.name}: {match.report}")
         done = 0
         for block in file.iter_csr(block_rows=BLOCK_ROWS):
             advance = functools.partial(_advance, bars, task, done)
-            parts.append(encoder.encode(block, genes, var_columns, advance))
+            parts.append(encoder.encode(block, match, advance))
             done += block.shape[0]
     return np.concatenate(parts)
 

@@ -85,7 +85,14 @@ def _read_cells(
         return store, control_embeddings_from_obsm(store, config.data.kwargs.embed_key, cache)
     checkpoint = None if args.model_folder else about["encoder"]["path"]
     moved = args.model_folder or str(Path(about["encoder"]["path"]).parent)
-    encoder = SEEncoder.open(moved, checkpoint, hash_cache=cache / "sha256")
+    kwargs = config.model.kwargs
+    encoder = SEEncoder.open(
+        moved,
+        checkpoint,
+        hash_cache=cache / "sha256",
+        precision=kwargs.se_precision,
+        min_matched=kwargs.se_min_matched,
+    )
     if encoder.identity["sha256"] != about["encoder"]["sha256"]:
         raise UserError(
             f"{encoder.files.checkpoint} is not the encoder this model was trained with "

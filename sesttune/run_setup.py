@@ -15,11 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, to_yaml
 from sesttune.config.schema import Config
+from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError
 
 SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
@@ -35,6 +45,13 @@ class Run:
     space: dict[str, Any] | None
 
 
+class RateColumn(ProgressColumn):
+    """Units a second, as measured over the last seconds."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.3g}/s" if task.speed else "", style="progress.data.speed")
+
+
 def run_folder(config: Config) -> Path:
     """`output_dir/name`, absolute; raises UserError where it exists already."""
     assert config.name is not None
@@ -46,11 +63,16 @@ def run_folder(config: Config) -> Path:
     return folder
 
 
-def prepare_run(config: Config, space: Mapping[str, Any] | None, console: Console) -> Run:
+def prepare_run(
+    config: Config,
+    space: Mapping[str, Any] | None,
+    console: Console,
+    runner: Runner = encode_here,
+) -> Run:
     """Check and prepare the data, encode what is not cached, and create the run folder."""
     folder = run_folder(config)
     console.print(to_yaml(config), highlight=False, style="dim")
-    manifest, about = _prepare_data(config, console)
+    manifest, about = _prepare_data(config, console, runner)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -79,9 +101,9 @@ def open_run(output_dir: str, name: str) -> Run:
     return Run(folder, from_dict(settings["config"]), Path(about["manifest"]), settings["space"])
 
 
-def ensure_data(run: Run, console: Console) -> Run:
+def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:
     """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
-    manifest, about = _prepare_data(run.config, console)
+    manifest, about = _prepare_data(run.config, console, runner)
     before = json.loads((run.folder / DATA).read_text())
     if about["fingerprint"] != before["fingerprint"]:
         raise UserError(
@@ -91,7 +113,7 @@ def ensure_data(run: Run, console: Console) -> Run:
     return Run(run.folder, run.config, manifest, run.space)
 
 
-def _prepare_data(config: Config, console: Console) -> tuple[Path, dict[str, Any]]:
+def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Path, dict[str, Any]]:
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_encoder import SEEncoder
 
@@ -99,13 +121,18 @@ def _prepare_data(config: Config, console: Console) -> tuple[Path, dict[str, Any
 
     def encoder() -> SEEncoder:
         return SEEncoder.open(
-            kwargs.se_model_path, kwargs.se_checkpoint_path, hash_cache=cache / "sha256"
+            kwargs.se_model_path,
+            kwargs.se_checkpoint_path,
+            hash_cache=cache / "sha256",
+            precision=kwargs.se_precision,
+            min_matched=kwargs.se_min_matched,
         )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -116,7 +143,7 @@ def _prepare_data(config: Config, console: Console) -> tuple[Path, dict[str, Any
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
 
-        manifest = prepare(config, encoder, show)
+        manifest = prepare(config, encoder, show, runner)
     data = TrialData.open(manifest)
     for note in data.notes:
         console.print(f"  {note}", highlight=False)

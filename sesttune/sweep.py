@@ -35,13 +35,15 @@ def _start(args: argparse.Namespace, console: Console) -> int:
         args.overrides.append(f"sweep.space={args.space}")
     config = named(_configuration(args, console), "sweep")
     from sesttune.run_setup import prepare_run
+    from sesttune.search.ray_encode import shard_runner
     from sesttune.search.space import load_space
 
     # The command line outranks the space: a key given there is fixed, not searched.
     fixed = [text.lstrip("+").partition("=")[0] for text in args.overrides]
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
-    return _run(prepare_run(config, space.to_dict(), console), console, resume=False)
+    sweep = prepare_run(config, space.to_dict(), console, shard_runner(config))
+    return _run(sweep, console, resume=False)
 
 
 def _configuration(args: argparse.Namespace, console: Console) -> "Config":
@@ -62,13 +64,15 @@ def _resume(args: argparse.Namespace, console: Console) -> int:
     if args.config or args.space or len(allowed) < len(args.overrides):
         raise UserError("--resume uses the sweep's own settings: only output_dir= may go with it")
     from sesttune.run_setup import ensure_data, open_run
+    from sesttune.search.ray_encode import shard_runner
 
     known = open_run(read_config(args).output_dir, args.resume)
     if known.space is None:
         raise UserError(
             f"{args.resume} is a single training: sesttune train --resume {args.resume}"
         )
-    return _run(ensure_data(known, console), console, resume=True)
+    sweep = ensure_data(known, console, shard_runner(known.config))
+    return _run(sweep, console, resume=True)
 
 
 def _run(sweep: "Run", console: Console, resume: bool) -> int:

@@ -56,6 +56,7 @@ def check_values(config: Config) -> None:
         "data.kwargs.counts": (data.counts, ("auto", "raw", "log1p")),
         "data.kwargs.missing_features": (data.missing_features, ("refuse", "drop")),
         "model.kwargs.loss": (model.loss, ("energy", "sinkhorn", "mse")),
+        "model.kwargs.se_precision": (model.se_precision, ("auto", "fp32", "bf16")),
         "training.precision": (training.precision, ("auto", "32", "bf16")),
         "training.device": (training.device, ("auto", "cpu", "cuda")),
         "sweep.searcher": (sweep.searcher, (None, "tpe", "random", "grid")),
@@ -66,6 +67,8 @@ def check_values(config: Config) -> None:
             raise UserError(f"{key}={choice} is not one of {names}")
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.kwargs.val_fraction={data.val_fraction} must be between 0 and 1")
+    if not 0 <= model.se_min_matched <= 1:
+        raise UserError(f"model.kwargs.se_min_matched={model.se_min_matched} must be in [0, 1]")
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.kwargs.dropout={model.dropout} must be in [0, 1)")
     if model.hidden_dim % model.n_heads:

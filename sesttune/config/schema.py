@@ -62,6 +62,10 @@ class ModelKwargs:
     """Folder of the SE model (protein embeddings, checkpoint)."""
     se_checkpoint_path: str | None = "SE-600M/se600m_epoch15.ckpt"
     """The SE checkpoint; null takes the only `.ckpt` of `se_model_path`."""
+    se_precision: str = "auto"
+    """Of the encoder: `fp32`, `bf16`, or `auto` (bf16 on a GPU that has it)."""
+    se_min_matched: float = 0.2
+    """Refuse files where the encoder knows a smaller share of the genes."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Folders that are built once, whole or not at all, and shared by every process.
 
 A folder is built under a temporary name by the one process that holds its lock,
-gets a `complete.json` with the size of every file, and is renamed into place.
-A folder whose files do not match that list is torn (a copy cut short, a full
-disk) and is built again.
+gets a `complete.json` with the size and sha256 of every file, and is renamed into
+place. A folder whose files have not those sizes is torn (a copy cut short, a full
+disk) and is built again; the sums are for `verify`.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -39,19 +40,28 @@ def digest(*parts: object) -> str:
 def is_complete(folder: Path) -> bool:
     """Whether every file of `folder` is there with the size it was built with."""
     try:
-        sizes = json.loads((folder / COMPLETE).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        files = json.loads((folder / COMPLETE).read_text())
+        return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+    except (OSError, ValueError, TypeError):
         return False
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file of `folder` has the content it was built with; reads them all."""
+    if not is_complete(folder):
+        return False
+    files = json.loads((folder / COMPLETE).read_text())
+    return all(_sha256(folder / name) == digest for name, (_, digest) in files.items())
 
 
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, made by `build(draft)` unless a complete one is there already."""
     if is_complete(folder):
+        _mark_used(folder)
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with locked(folder):
             if not is_complete(folder):
                 _build(folder, build)
     except OSError as error:
@@ -70,20 +80,43 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     if folder.exists():
         log.warning("%s is incomplete: building it again", folder)
         shutil.rmtree(folder)
+    for orphan in drafts(folder):  # of a builder that was killed: this one holds the lock
+        shutil.rmtree(orphan, ignore_errors=True)
     draft = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
         build(draft)
-        sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-        (draft / COMPLETE).write_text(json.dumps(sizes))
+        found = sorted(draft.iterdir())
+        files = {file.name: (file.stat().st_size, _sha256(file)) for file in found}
+        (draft / COMPLETE).write_text(json.dumps(files))
         os.rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def drafts(folder: Path) -> list[Path]:
+    """What unfinished builders of `folder` have left beside it."""
+    return sorted(folder.parent.glob(f".{folder.name}-*"))
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the kernel if this process dies
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the one lock of `folder`; whoever builds or removes it must."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another process that is building %s", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # released by the kernel if that process dies
         yield
+
+
+def _mark_used(folder: Path) -> None:
+    """`prune` goes by this time; a cache that cannot be written to serves as well."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / COMPLETE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

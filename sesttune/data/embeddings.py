@@ -4,39 +4,26 @@ SE-600M costs about 2.4 TFLOP a cell: encoding the 2,048 controls of a step insi
 the loop could not pass 0.2 steps/s on any GPU. Perturbed cells are targets and
 are never encoded. Cells are encoded from their file with all of its genes, so a
 row here equals the row `sesttune encode` writes for the same cell.
+
+What is encoded is kept in shards named by the cells' own content (`shards.py`); a
+store's matrix is put together from them. So an added dataset costs its new cells
+only, and a killed sweep loses no finished shard.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from scipy import sparse
 
 from sesttune.data.cache import Progress, cached_folder, digest, no_progress
 from sesttune.data.h5ad import H5adFile
+from sesttune.data.shards import Encoder, Runner, encode_here, plan_shards
 from sesttune.data.store import CellStore
 from sesttune.errors import UserError
 
-BLOCK_CELLS = 256
-
-
-class Encoder(Protocol):
-    """What the cache needs of an encoder; `key` is known before its weights are loaded."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def embed_dim(self) -> int: ...
-
-    @property
-    def identity(self) -> dict[str, str]: ...
-
-    def encode(
-        self, x: sparse.csr_matrix, gene_names: list[str], var_columns: dict[str, list[str]]
-    ) -> np.ndarray: ...
+UNIT_LENGTH_KEY, DATASET_VALUES, LENGTH_TOLERANCE = "X_state", 10, 0.05
+"""State Embeddings have unit length, but for the dataset values at their end."""
 
 
 class ControlEmbeddings:
@@ -49,7 +36,10 @@ class ControlEmbeddings:
     def __init__(self, folder: Path, store: CellStore) -> None:
         self.folder = folder
         self.matrix = np.load(folder / "embeddings.npy", mmap_mode="r")
-        self.encoder: dict[str, str] = json.loads((folder / "encoder.json").read_text())
+        about = json.loads((folder / "encoder.json").read_text())
+        self.gene_reports: dict[str, str] = about.pop("genes", {})
+        """How the genes of each file matched the encoder's, one line each."""
+        self.encoder: dict[str, str] = about
         self.row_of_cell = np.full(store.n_cells, -1, np.int64)
         controls = np.flatnonzero(store.is_control)
         self.row_of_cell[controls] = np.arange(len(controls))
@@ -60,48 +50,51 @@ class ControlEmbeddings:
 
 
 def build_control_embeddings(
-    store: CellStore, encoder: Encoder, cache_dir: Path, progress: Progress = no_progress
+    store: CellStore,
+    encoder: Encoder,
+    cache_dir: Path,
+    progress: Progress = no_progress,
+    runner: Runner = encode_here,
 ) -> ControlEmbeddings:
-    """Embeddings of the store's controls, from the cache where they are there."""
+    """Embeddings of the store's controls, from the cache where they are there.
+
+    `runner` encodes the shards that are not; on several GPUs, in parallel. Raises UserError
+    where a file's genes do not match the encoder's, before anything is encoded.
+    """
+
+    def build(draft: Path) -> None:
+        files = list(_controls_by_file(store))
+        shards, reports = plan_shards(files, encoder, cache_dir / "shards")
+        missing = [shard for shard in shards if not shard.is_ready()]
+        if missing:
+            runner(missing, encoder, progress)
+        width = shards[0].read().shape[1]
+        matrix = np.lib.format.open_memmap(
+            draft / "embeddings.npy", "w+", np.float32, (int(store.is_control.sum()), width)
+        )
+        done = 0
+        for shard in shards:
+            matrix[done : done + len(shard.rows)] = shard.read()
+            done += len(shard.rows)
+        matrix.flush()
+        about = {**encoder.identity, "key": encoder.key, "genes": reports}
+        (draft / "encoder.json").write_text(json.dumps(about))
+
     key = digest(store.key, encoder.key)
-    folder = cached_folder(
-        cache_dir / "embeddings" / key, lambda draft: _encode(draft, store, encoder, progress)
-    )
-    return ControlEmbeddings(folder, store)
+    return ControlEmbeddings(cached_folder(cache_dir / "embeddings" / key, build), store)
 
 
 def control_embeddings_from_obsm(store: CellStore, key: str, cache_dir: Path) -> ControlEmbeddings:
     """The embeddings the files already hold in `obsm[key]`.
 
-    Raises UserError where a file has none, they differ in width, or a value is not finite.
+    Raises UserError where a file has none, they differ in width, a value is not finite, a
+    cell's values are all zero, or `X_state` has not the length of State Embeddings.
     """
     folder = cached_folder(
         cache_dir / "embeddings" / digest(store.key, "obsm", key),
         lambda draft: _copy_obsm(draft, store, key),
     )
     return ControlEmbeddings(folder, store)
-
-
-def _encode(folder: Path, store: CellStore, encoder: Encoder, progress: Progress) -> None:
-    total = int(store.is_control.sum())
-    matrix = np.lib.format.open_memmap(
-        folder / "embeddings.npy", "w+", np.float32, (total, encoder.embed_dim)
-    )
-    done = 0
-    for path, rows in _controls_by_file(store):
-        with H5adFile(path) as file:
-            genes, columns = file.var_names, file.var_columns()
-            for block in file.iter_csr(rows, block_rows=4 * BLOCK_CELLS):
-                for start in range(0, block.shape[0], BLOCK_CELLS):
-                    part = block[start : start + BLOCK_CELLS]
-                    encoded = encoder.encode(part, genes, columns)
-                    if not np.isfinite(encoded).all():
-                        raise UserError(f"{path}: the encoder gave NaN for a control cell")
-                    matrix[done : done + len(encoded)] = encoded
-                    done += len(encoded)
-                    progress("encoding control cells", done, total)
-    matrix.flush()
-    (folder / "encoder.json").write_text(json.dumps({**encoder.identity, "key": encoder.key}))
 
 
 def _copy_obsm(folder: Path, store: CellStore, key: str) -> None:
@@ -119,10 +112,24 @@ def _copy_obsm(folder: Path, store: CellStore, key: str) -> None:
         picked = held[rows].astype(np.float32)
         if not np.isfinite(picked).all():
             raise UserError(f"{path}: obsm['{key}'] holds NaN or infinity in control cells")
+        _check_lengths(picked, key, path)
         parts.append(picked)
     np.save(folder / "embeddings.npy", np.concatenate(parts))
     identity = {"path": f"obsm['{key}']", "sha256": "", "label": f"obsm['{key}'] of the files"}
     (folder / "encoder.json").write_text(json.dumps({**identity, "key": f"obsm:{key}"}))
+
+
+def _check_lengths(picked: np.ndarray, key: str, path: Path) -> None:
+    empty = int((~picked.any(1)).sum())
+    if empty:
+        raise UserError(f"{path}: obsm['{key}'] is all zero for {empty} control cells")
+    if key == UNIT_LENGTH_KEY:
+        lengths = np.linalg.norm(picked[:, :-DATASET_VALUES], axis=1)
+        if abs(float(np.median(lengths)) - 1) > LENGTH_TOLERANCE:
+            raise UserError(
+                f"{path}: obsm['{key}'] holds no State Embeddings: those have length 1, these "
+                f"{np.median(lengths):.3g}; write them with `sesttune encode`"
+            )
 
 
 def _controls_by_file(store: CellStore) -> Iterator[tuple[Path, np.ndarray]]:

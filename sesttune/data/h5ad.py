@@ -45,6 +45,7 @@ class H5adFile:
         self._encoding = _encoding(self._x, self.path)
         self._obs: pd.DataFrame | None = None
         self._var: pd.DataFrame | None = None
+        self._csc: sparse.csr_matrix | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +56,10 @@ class H5adFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the frames read from it stay."""
         self._file.close()
 
     @property
@@ -123,7 +128,8 @@ class H5adFile:
         """The file's values in blocks of rows (all, or the sorted `rows`), float32 CSR."""
         n_cells, _ = self.shape
         whole = self._read_csc() if self._encoding == "csc" else None
-        for start in range(0, n_cells, block_rows):
+        first = 0 if rows is None or not len(rows) else int(rows[0])
+        for start in range(first, n_cells, block_rows):
             stop = min(start + block_rows, n_cells)
             if rows is None:
                 picked: np.ndarray | None = None
@@ -136,6 +142,10 @@ class H5adFile:
             block = block if picked is None else block[picked]
             self._check_values(block, start)
             yield block
+
+    def read_rows(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """The sorted `rows` (int64, at least one) as one float32 CSR matrix."""
+        return sparse.vstack(list(self.iter_csr(rows)), format="csr")
 
     def _block(self, start: int, stop: int) -> sparse.csr_matrix:
         if self._encoding == "dense":
@@ -154,9 +164,12 @@ class H5adFile:
         return block
 
     def _read_csc(self) -> sparse.csr_matrix:
+        if self._csc is not None:
+            return self._csc
         parts = (self._x["data"][:].astype(np.float32), self._x["indices"][:], self._x["indptr"][:])
         whole = sparse.csc_matrix(parts, shape=self.shape).tocsr()
         whole.sort_indices()
+        self._csc = whole
         return whole
 
     def _check_values(self, block: sparse.csr_matrix, start: int) -> None:

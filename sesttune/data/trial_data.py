@@ -17,11 +17,11 @@ from sesttune.config.schema import Config
 from sesttune.data.cache import Progress, cached_folder, digest, no_progress
 from sesttune.data.embeddings import (
     ControlEmbeddings,
-    Encoder,
     build_control_embeddings,
     control_embeddings_from_obsm,
 )
 from sesttune.data.features import feature_matrix, missing_features, read_features
+from sesttune.data.shards import Encoder, Runner, encode_here
 from sesttune.data.splits import assign_splits, read_split_file
 from sesttune.data.store import CellStore, SourceFile, build_store
 from sesttune.errors import UserError
@@ -107,11 +107,13 @@ def prepare(
     config: Config,
     load_encoder: Callable[[], Encoder],
     progress: Progress = no_progress,
+    runner: Runner = encode_here,
 ) -> Path:
     """Check the data, build what is not cached, and return the manifest's path.
 
     `load_encoder` is called only where `data.kwargs.embed_key` is not set; the encoder's
-    weights are needed only on a cache miss. Raises UserError for every fault of the input.
+    weights are needed only on a cache miss, and `runner` then does the encoding. Raises
+    UserError for every fault of the input.
     """
     kwargs = config.data.kwargs
     if kwargs.toml_config_path is None:
@@ -142,10 +144,11 @@ def prepare(
     )
     notes += split_notes
     if encoder is not None:
-        controls = build_control_embeddings(store, encoder, cache, progress)
+        controls = build_control_embeddings(store, encoder, cache, progress, runner)
     else:
         assert kwargs.embed_key is not None
         controls = control_embeddings_from_obsm(store, kwargs.embed_key, cache)
+    notes += _describe_genes(controls.gene_reports)
     notes.append(
         f"{len(controls.matrix):,} control cells embedded by {controls.encoder['label']} "
         f"({controls.embed_dim} values each)"
@@ -198,6 +201,17 @@ def _check_dim(name: str, expected: int | None, found: int) -> None:
         raise UserError(
             f"model.kwargs.{name}={expected}, but the data's {what} {found}; set {fits}"
         )
+
+
+def _describe_genes(reports: dict[str, str]) -> list[str]:
+    """One line for all files that matched alike."""
+    alike: dict[str, list[str]] = {}
+    for path, report in reports.items():
+        alike.setdefault(report, []).append(Path(path).name)
+    return [
+        f"{files[0]}{f' and {len(files) - 1} more' if files[1:] else ''}: {report}"
+        for report, files in alike.items()
+    ]
 
 
 def _describe_splits(splits: dict[tuple[str, str, str], str]) -> str:

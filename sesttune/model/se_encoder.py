@@ -6,17 +6,24 @@ tokenises the next batch while this one is computed.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from sesttune.errors import UserError
-from sesttune.model.se_checkpoint import SEFiles, file_sha256, find_files, read_weights
-from sesttune.model.se_genes import GeneMatch, match_genes
+from sesttune.model.se_checkpoint import (
+    SEFiles,
+    SEWeights,
+    file_sha256,
+    find_files,
+    read_weights,
+)
+from sesttune.model.se_genes import MIN_MATCHED, GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
 
@@ -45,8 +52,9 @@ class SEEncoder:
         hash_cache: Path | None = None,
         config: Path | None = None,
         precision: str = "auto",
+        min_matched: float = MIN_MATCHED,
     ) -> None:
-        self.files, self.seed = files, seed
+        self.files, self.seed, self.min_matched = files, seed, min_matched
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision == "auto":
@@ -66,12 +74,14 @@ class SEEncoder:
         model_folder: str | None,
         checkpoint: str | None = None,
         protein_embeddings: str | None = None,
-        device: str = "auto",
-        hash_cache: Path | None = None,
+        **more: Any,
     ) -> "SEEncoder":
         """Find the files (UserError where they are missing or ambiguous); loads no weights."""
-        files = find_files(model_folder, checkpoint, protein_embeddings)
-        return cls(files, device, hash_cache=hash_cache)
+        return cls(find_files(model_folder, checkpoint, protein_embeddings), **more)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process loads its own weights."""
+        return {**self.__dict__, "_model": None}
 
     @property
     def identity(self) -> dict[str, str]:
@@ -98,20 +108,24 @@ class SEEncoder:
     def embed_dim(self) -> int:
         return self._load().embed_dim
 
+    def match(
+        self, gene_names: Sequence[str], var_columns: Mapping[str, Sequence[str]]
+    ) -> GeneMatch:
+        """Which genes of a file the encoder knows; raises UserError as `match_genes` does."""
+        if not self._vocabulary:
+            self._read()
+        return match_genes(gene_names, var_columns, self._vocabulary, self.min_matched)
+
     def encode(
         self,
         x: sparse.csr_matrix,
-        gene_names: list[str],
-        var_columns: dict[str, list[str]],
+        match: GeneMatch,
         on_batch: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Embeddings float32 [cells, embed_dim] of file values [cells, file genes].
+        """Embeddings float32 [cells, embed_dim] of values [cells, genes of the matched file].
 
-        Raises UserError as `match_genes` and `tokenize` do. `on_batch` gets the number of
-        cells done.
+        Raises UserError as `tokenize` does. `on_batch` gets the number of cells done.
         """
-        self._load()
-        match = match_genes(gene_names, var_columns, self._vocabulary)
         out = np.empty((x.shape[0], self.embed_dim), np.float32)
         done = 0
         for tokens in self._tokens(x, match):
@@ -162,11 +176,15 @@ class SEEncoder:
                 log.warning("out of memory: encoding %d cells a pass", self.batch_size)
         return np.concatenate(parts)
 
+    def _read(self) -> SEWeights:
+        weights = read_weights(self.files, self._config)
+        self._vocabulary = {symbol: row for row, symbol in enumerate(weights.symbols)}
+        self._pad_length, self._cls_token_idx = weights.pad_length, weights.cls_token_idx
+        return weights
+
     def _load(self) -> SETransformer:
         if self._model is None:
-            weights = read_weights(self.files, self._config)
-            self._vocabulary = {symbol: row for row, symbol in enumerate(weights.symbols)}
-            self._pad_length, self._cls_token_idx = weights.pad_length, weights.cls_token_idx
+            weights = self._read()
             model = build_transformer(weights, self.files)
             proteins = weights.proteins
             del weights  # the checkpoint's pages, which `freeze` can then let go one by one

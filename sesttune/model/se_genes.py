@@ -4,7 +4,6 @@ Exact, case-sensitive names, as the public encoder matches them. Its one trap is
 here: a stray symbol in an index of Ensembl ids makes it ignore a full column of symbols.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,9 @@ import numpy as np
 
 from sesttune.errors import UserError
 
-log = logging.getLogger(__name__)
-
-MIN_MATCHED = 0.05
-"""Refuse a file where fewer of its genes than this are in the vocabulary."""
+MIN_MATCHED = 0.2
+"""Refuse a file where a smaller share of its genes is in the vocabulary. Whole-genome files,
+with their non-coding genes, have 0.3 to 0.6; another species or naming has next to none."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +21,34 @@ class GeneMatch:
     """Which columns of a file the encoder knows.
 
     `columns` int64 [known]: file columns in file order; `ids` int64 [known]: their
-    vocabulary rows; `source`: `var index`, or the var column the names came from.
+    vocabulary rows; `source`: `var index`, or the var column the names came from;
+    `unmatched`: examples of the names the encoder does not know.
     """
 
     columns: np.ndarray
     ids: np.ndarray
     source: str
     total: int
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def report(self) -> str:
+        """One line: how many matched, by what, and some that did not."""
+        share = f"{len(self.ids):,} of {self.total:,} genes known to the encoder, by {self.source}"
+        return f"{share} (not: {', '.join(self.unmatched)}, …)" if self.unmatched else share
 
 
 def match_genes(
-    names: Sequence[str], columns: Mapping[str, Sequence[str]], vocabulary: Mapping[str, int]
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    vocabulary: Mapping[str, int],
+    min_matched: float = MIN_MATCHED,
 ) -> GeneMatch:
     """Match a file's genes by exact name, as the public encoder does.
 
     The var index is used where it knows any name; else the var column that knows most.
-    Raises UserError where nothing or too little matches, and where a stray symbol in the
-    index would hide a column of symbols.
+    Raises UserError where nothing or less than `min_matched` of the genes matches, and
+    where a stray symbol in the index would hide a column of symbols.
     """
     known = {"var index": _known(names, vocabulary)}
     known |= {f"var column '{name}'": _known(c, vocabulary) for name, c in columns.items()}
@@ -59,15 +68,15 @@ def match_genes(
             f"{len(known[best])}: make that column the index (the public encoder would use "
             "the few)"
         )
-    if found < MIN_MATCHED * total:
-        unmatched = sorted(set(names) - set(vocabulary))[:3]
+    unmatched = tuple(name for name in sources[chosen] if name not in vocabulary)[:3]
+    if found < min_matched * total:
         raise UserError(
             f"only {found} of {total} genes ({found / total:.1%}) are in the encoder's vocabulary "
-            f"(not: {', '.join(unmatched)}); the names must be the symbols it was trained on"
+            f"(not: {', '.join(unmatched)}); the names must be the symbols it was trained on, "
+            f"or lower model.kwargs.se_min_matched (--min-matched), now {min_matched:g}"
         )
-    log.info("genes matched: %d of %d by %s", found, total, chosen)
     ids = np.array([vocabulary[sources[chosen][i]] for i in known[chosen]], np.int64)
-    return GeneMatch(known[chosen], ids, chosen, total)
+    return GeneMatch(known[chosen], ids, chosen, total, unmatched)
 
 
 def _known(names: Sequence[str], vocabulary: Mapping[str, int]) -> np.ndarray:

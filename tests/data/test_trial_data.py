@@ -55,6 +55,7 @@ def test_controls_are_encoded_from_their_own_file_once(tmp_path: Path) -> None:
     found = data.controls.matrix[data.controls.row_of_cell[rows]]
     assert np.allclose(found, np.log1p(controls[:, :6]))
     assert (data.controls.row_of_cell[~data.store.is_control] == -1).all()
+    assert "alpha.h5ad and 2 more: 60 genes known" in data.notes
     again = MeanEncoder()
     open_data(tiny, again)
     assert again.encoded == 0  # the second sweep does not touch the encoder
@@ -64,13 +65,34 @@ def test_embeddings_of_the_files_are_used_on_request(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     for number, path in enumerate(tiny.files.values()):
         cells = anndata.read_h5ad(path)
-        cells.obsm["X_state"] = np.full((cells.n_obs, 5), number, np.float32)
+        cells.obsm["X_state"] = np.full((cells.n_obs, 14), number + 1, np.float32)
+        cells.obsm["X_state"][:, :4] = 0.5
+        cells.obsm["X_long"] = 3 * cells.obsm["X_state"]
         cells.write_h5ad(path)
     data = open_data(tiny, **{"data.kwargs.embed_key": "X_state"})
-    assert data.embed_dim == 5
-    assert np.unique(data.controls.matrix).tolist() == [0.0, 1.0, 2.0]
+    assert data.embed_dim == 14
+    assert np.unique(data.controls.matrix).tolist() == [0.5, 1.0, 2.0, 3.0]
+    assert open_data(tiny, **{"data.kwargs.embed_key": "X_long"}).embed_dim == 14
     with pytest.raises(UserError, match="obsm has no 'X_uce'"):
         open_data(tiny, **{"data.kwargs.embed_key": "X_uce"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.nan, r"alpha.h5ad: obsm\['X_state'\] holds NaN or infinity in control cells"),
+        (0.0, r"alpha.h5ad: obsm\['X_state'\] is all zero for 40 control cells"),
+        (1.0, r"holds no State Embeddings: those have length 1, these 2;"),
+    ],
+)
+def test_embeddings_that_cannot_be_are_refused(tmp_path: Path, values: float, message: str) -> None:
+    tiny = write_tiny(tmp_path)
+    for path in tiny.files.values():
+        cells = anndata.read_h5ad(path)
+        cells.obsm["X_state"] = np.full((cells.n_obs, 14), values, np.float32)
+        cells.write_h5ad(path)
+    with pytest.raises(UserError, match=message):
+        open_data(tiny, **{"data.kwargs.embed_key": "X_state"})
 
 
 def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A tiny data set in the real formats: three cell types, six perturbations, sixty genes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -113,8 +115,9 @@ class MeanEncoder:
     def __init__(self) -> None:
         self.encoded = 0
 
-    def encode(
-        self, x: sparse.csr_matrix, gene_names: list[str], var_columns: dict[str, list[str]]
-    ) -> np.ndarray:
+    def match(self, gene_names: Sequence[str], var_columns: Mapping[str, Sequence[str]]) -> object:
+        return SimpleNamespace(report=f"{len(gene_names)} genes known")
+
+    def encode(self, x: sparse.csr_matrix, match: object) -> np.ndarray:
         self.encoded += x.shape[0]
         return np.log1p(x[:, : self.embed_dim].toarray()).astype(np.float32)

@@ -46,8 +46,12 @@ def test_stray_symbols_in_an_ensembl_index_are_refused() -> None:
 def test_no_match_and_too_small_a_match_are_refused() -> None:
     with pytest.raises(UserError, match="none of the file's 2 genes.*a, b"):
         match_genes(["a", "b"], {"n": ["c", "d"]}, VOCABULARY)
-    with pytest.raises(UserError, match=r"only 1 of 100 genes \(1.0%\)"):
-        match_genes(["G0", *(f"x{i}" for i in range(99))], {}, VOCABULARY)
+    names = ["G0", *(f"x{i}" for i in range(99))]
+    with pytest.raises(UserError, match=r"only 1 of 100 genes \(1.0%\).*\(not: x0, x1, x2\)"):
+        match_genes(names, {}, VOCABULARY)
+    match = match_genes(names, {}, VOCABULARY, min_matched=0.01)
+    wanted = "1 of 100 genes known to the encoder, by var index (not: x0, x1, x2, …)"
+    assert match.report == wanted
 
 
 def test_the_largest_genes_are_taken_and_weighted() -> None:

@@ -72,7 +72,7 @@ def test_the_curves_page_draws_every_trial(pages: dict[str, str]) -> None:
         page.get_by_placeholder("Search metric charts").fill("^val_loss$")
         chart = page.get_by_test_id("draggable-chart-cards-grid").filter(has_text="val_loss")
         for name in TRIALS.values():
-            expect(chart.get_by_text(name)).to_be_visible()
+            expect(chart.get_by_text(f"{name} (val_loss)", exact=True)).to_be_visible()
         lines = chart.locator(".scatterlayer .trace path.js-line")
         expect(lines.nth(len(TRIALS) - 1)).to_be_attached()
 

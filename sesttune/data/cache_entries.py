@@ -1,0 +1,81 @@
+"""What the cache folder holds: list it, check it, throw away what is not used."""
+
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sesttune.data.cache import COMPLETE, drafts, is_complete, locked
+
+KINDS = ("stores", "embeddings", "shards", "prepared")
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cached folder; `used` is the time of its last use, in seconds since the epoch."""
+
+    kind: str
+    folder: Path
+    size: int
+    used: float
+    complete: bool
+
+
+def entries(cache: Path) -> list[Entry]:
+    """Every folder of the cache, by kind and last use; unfinished ones are not listed."""
+    found = [
+        _entry(kind, folder)
+        for kind in KINDS
+        for folder in sorted((cache / kind).glob("[!.]*"))
+        if folder.is_dir()
+    ]
+    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.used))
+
+
+def prune(cache: Path, older_than_days: float, dry_run: bool = False) -> tuple[int, int]:
+    """Remove torn folders, killed builders' drafts, and what was not used for so long.
+
+    Returns how many and how many bytes. A folder that is being built is left alone. What a
+    running process has open stays readable to it.
+    """
+    limit = time.time() - older_than_days * DAY_S
+    doomed = [(e.folder, e.size) for e in entries(cache) if not e.complete or e.used < limit]
+    for draft in _orphans(cache):
+        doomed.append((draft, _size(draft)))
+    if not dry_run:
+        for folder, _ in doomed:
+            if folder.name.startswith("."):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with locked(folder):
+                (folder / COMPLETE).unlink(missing_ok=True)  # a kill from here on leaves it torn
+                shutil.rmtree(folder)
+    return len(doomed), sum(size for _, size in doomed)
+
+
+def _entry(kind: str, folder: Path) -> Entry:
+    mark = folder / COMPLETE
+    used = (mark if mark.exists() else folder).stat().st_mtime
+    return Entry(kind, folder, _size(folder), used, is_complete(folder))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _orphans(cache: Path) -> Iterator[Path]:
+    """Drafts whose builder no longer holds the lock."""
+    for kind in KINDS:
+        for lock in sorted((cache / kind).glob("*.lock")):
+            left = drafts(lock.with_suffix(""))
+            if not left:
+                continue
+            with lock.open() as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield from left

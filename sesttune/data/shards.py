@@ -1,0 +1,132 @@
+"""Shards of control cells: the pieces in which embeddings are computed, kept and checked.
+
+A shard's name is a digest of what its cells hold and of the encoder, not of where they
+lie: a file that was moved, or a sweep that adds a dataset, finds what is there already.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from sesttune.data.cache import Progress, cached_folder, digest, is_intact
+from sesttune.data.h5ad import H5adFile
+from sesttune.errors import UserError
+
+SHARD_CELLS = 256
+"""Cells a shard: what a kill can cost at most, a second or two of a large GPU."""
+ENCODING = "encoding control cells"
+
+
+class GeneMatch(Protocol):
+    """Which genes of a file the encoder knows."""
+
+    @property
+    def report(self) -> str: ...
+
+
+class Encoder(Protocol):
+    """What the cache needs of an encoder; `key` is known before its weights are loaded."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def identity(self) -> dict[str, str]: ...
+
+    def match(
+        self, gene_names: Sequence[str], var_columns: Mapping[str, Sequence[str]]
+    ) -> GeneMatch: ...
+
+    def encode(self, x: sparse.csr_matrix, match: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Control cells of one file; `rows` is int64, ascending, `folder` their place in the cache."""
+
+    file: Path
+    rows: np.ndarray
+    folder: Path
+
+    def is_ready(self) -> bool:
+        """Whether it is in the cache, byte for byte as it was written."""
+        return is_intact(self.folder)
+
+    def read(self) -> np.ndarray:
+        """Embeddings float32 [cells, width]."""
+        return np.load(self.folder / "embeddings.npy")
+
+
+Runner = Callable[[Sequence[Shard], Encoder, Progress], None]
+"""Sees to it that every shard is in the cache."""
+
+
+class ShardEncoder:
+    """Encodes shards one after another; keeps the file they come from open."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._file: H5adFile | None = None
+        self._match: GeneMatch | None = None
+
+    def encode(self, shard: Shard) -> None:
+        """Compute the shard unless another process has. Raises UserError for NaN."""
+        if shard.folder.exists() and not shard.is_ready():
+            (shard.folder / "embeddings.npy").unlink(missing_ok=True)  # a wrong sum: build again
+        cached_folder(shard.folder, lambda draft: self._write(draft, shard))
+
+    def _write(self, draft: Path, shard: Shard) -> None:
+        if self._file is None or self._file.path != shard.file:
+            if self._file is not None:
+                self._file.close()
+            self._file = H5adFile(shard.file)
+            self._match = self._encoder.match(self._file.var_names, self._file.var_columns())
+        encoded = self._encoder.encode(self._file.read_rows(shard.rows), self._match)
+        if not np.isfinite(encoded).all():
+            raise UserError(f"{shard.file}: the encoder gave NaN for a control cell")
+        np.save(draft / "embeddings.npy", encoded)
+
+
+def encode_here(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
+    """The `Runner` of a single device: in this process, in turn."""
+    worker = ShardEncoder(encoder)
+    done, total = 0, sum(len(shard.rows) for shard in shards)
+    progress(ENCODING, 0, total)
+    for shard in shards:
+        worker.encode(shard)
+        done += len(shard.rows)
+        progress(ENCODING, done, total)
+
+
+def plan_shards(
+    files: Sequence[tuple[Path, np.ndarray]], encoder: Encoder, cache: Path
+) -> tuple[list[Shard], dict[str, str]]:
+    """The shards of `files` (path, rows to encode) in order, and a gene report for each file.
+
+    Raises UserError where a file's genes do not match the encoder's.
+    """
+    shards: list[Shard] = []
+    reports: dict[str, str] = {}
+    for path, rows in files:
+        with H5adFile(path) as file:
+            names, columns = file.var_names, file.var_columns()
+            reports[str(path)] = encoder.match(names, columns).report
+            genes = digest(names, columns)
+            for start in range(0, len(rows), SHARD_CELLS):
+                part = rows[start : start + SHARD_CELLS]
+                content = _content(file.read_rows(part))
+                shards.append(Shard(path, part, cache / digest(content, genes, encoder.key)))
+    return shards, reports
+
+
+def _content(x: sparse.csr_matrix) -> str:
+    """sha256 of the values of some cells."""
+    sha = hashlib.sha256()
+    for part, dtype in ((x.indptr, np.int64), (x.indices, np.int64), (x.data, np.float32)):
+        sha.update(np.ascontiguousarray(part, dtype).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,65 @@
+"""Encode shards on every GPU of the node or cluster: one Ray actor a GPU, shards as they come.
+
+An actor that dies is started again and its shard computed once more; what is finished lies
+in the cache whatever happens here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sesttune.config.schema import Config
+from sesttune.data.cache import Progress
+from sesttune.data.shards import ENCODING, Encoder, Runner, Shard, ShardEncoder, encode_here
+from sesttune.search.ray_session import ray_session
+
+
+def shard_runner(config: Config) -> Runner:
+    """Every GPU that Ray has, where there are several; else this process."""
+
+    def run(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
+        import torch
+
+        cluster = config.sweep.address is not None
+        if not torch.cuda.is_available() or (torch.cuda.device_count() == 1 and not cluster):
+            return encode_here(shards, encoder, progress)
+        with ray_session(config):
+            import ray
+
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            encode_with_ray(shards, encoder, progress, gpus, {"num_cpus": 0, "num_gpus": 1})
+
+    return run
+
+
+def encode_with_ray(
+    shards: Sequence[Shard],
+    encoder: Encoder,
+    progress: Progress,
+    workers: int,
+    resources: Mapping[str, float],
+) -> None:
+    """Encode on `workers` actors of `resources` (`num_cpus`, `num_gpus`); Ray is running."""
+    import ray
+    from ray.exceptions import RayTaskError
+    from ray.util import ActorPool
+
+    options: dict[str, Any] = {**resources, "max_restarts": 3, "max_task_retries": 3}
+    actor = ray.remote(**options)(_Worker)
+    pool: Any = ActorPool([actor.remote(encoder) for _ in range(min(workers, len(shards)))])
+    done, total = 0, sum(len(shard.rows) for shard in shards)
+    progress(ENCODING, 0, total)
+    try:
+        for cells in pool.map_unordered(lambda worker, shard: worker.encode.remote(shard), shards):
+            done += cells
+            progress(ENCODING, done, total)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+class _Worker:
+    def __init__(self, encoder: Encoder) -> None:
+        self._shards = ShardEncoder(encoder)
+
+    def encode(self, shard: Shard) -> int:
+        self._shards.encode(shard)
+        return len(shard.rows)

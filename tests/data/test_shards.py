@@ -1,0 +1,163 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from helpers.tiny_data import MeanEncoder, TinyData, write_cells, write_tiny
+
+from sesttune.cache import main as cache_command
+from sesttune.config.load import load_config
+from sesttune.data import shards
+from sesttune.data.trial_data import TrialData, prepare
+
+N_CONTROLS = 120
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_CELLS", 16)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyData:
+    return write_tiny(tmp_path)
+
+
+def encoded(tiny: TinyData, encoder: MeanEncoder | None = None) -> tuple[TrialData, int]:
+    """The prepared data, and how many cells had to be encoded for them."""
+    encoder = encoder or MeanEncoder()
+    data = TrialData.open(prepare(load_config(base=tiny.settings()), lambda: encoder))
+    return data, encoder.encoded
+
+
+def shard_folders(tiny: TinyData) -> list[Path]:
+    return sorted(p for p in (tiny.folder / "cache" / "shards").iterdir() if p.is_dir())
+
+
+def test_an_added_file_costs_its_own_cells_only(tiny: TinyData) -> None:
+    before, count = encoded(tiny)
+    assert count == N_CONTROLS
+    labels = ["non-targeting"] * 20 + ["P0"] * 10
+    genes = before.store.genes
+    write_cells(tiny.folder / "delta.h5ad", np.random.default_rng(9), labels, "delta", genes)
+    text = tiny.split_file.read_text().replace("gamma}", "gamma,delta}")
+    tiny.split_file.write_text(text)
+    after, count = encoded(tiny)
+    assert count == 20
+    assert np.array_equal(after.controls.matrix[:N_CONTROLS], before.controls.matrix)
+    assert len(after.controls.matrix) == N_CONTROLS + 20
+
+
+def test_a_file_that_was_touched_or_moved_is_not_encoded_again(tiny: TinyData) -> None:
+    encoded(tiny)
+    os.utime(tiny.files["alpha"], (1, 1))
+    assert encoded(tiny)[1] == 0
+
+
+def test_changed_cells_or_gene_names_or_encoder_are_encoded_again(tiny: TinyData) -> None:
+    encoded(tiny)
+    cells = anndata.read_h5ad(tiny.files["beta"])
+    cells.X[0, 0] += 1  # row 0 is a control: its shard of 16 is another one now
+    cells.write_h5ad(tiny.files["beta"])
+    assert encoded(tiny)[1] == 16
+    cells.var_names = [*cells.var_names[:-1], "another"]
+    cells.write_h5ad(tiny.files["beta"])
+    settings = {"model.kwargs.input_dim": 59, "model.kwargs.output_dim": 59}
+    encoder = MeanEncoder()
+    prepare(load_config(base=tiny.settings(**settings)), lambda: encoder)
+    assert encoder.encoded == 40
+    other = MeanEncoder()
+    other.key = "another encoder"
+    prepare(load_config(base=tiny.settings(**settings)), lambda: other)
+    assert other.encoded == N_CONTROLS
+
+
+def test_a_damaged_shard_is_noticed_and_made_again(tiny: TinyData) -> None:
+    matrix = np.array(encoded(tiny)[0].controls.matrix)
+    embeddings = shard_folders(tiny)[3] / "embeddings.npy"
+    content = bytearray(embeddings.read_bytes())
+    content[-1] ^= 1  # same size, another value
+    embeddings.write_bytes(bytes(content))
+    for folder in (tiny.folder / "cache" / "embeddings").glob("[!.]*/"):
+        (folder / "complete.json").unlink()
+    data, count = encoded(tiny)
+    assert 0 < count <= 16
+    assert np.array_equal(data.controls.matrix, matrix)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from helpers.tiny_data import MeanEncoder, TinyData
+from sesttune.config.load import load_config
+from sesttune.data import shards
+from sesttune.data.trial_data import prepare
+
+shards.SHARD_CELLS = 16
+class Slow(MeanEncoder):
+    def encode(self, x, match):
+        time.sleep(0.5)
+        return super().encode(x, match)
+folder = Path(sys.argv[1])
+tiny = TinyData(folder, folder / "split.toml", folder / "features.pt", {})
+prepare(load_config(base=tiny.settings()), Slow)
+"""
+
+
+def test_a_kill_keeps_the_finished_shards(tiny: TinyData) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tiny.folder)], env={**os.environ, "PYTHONPATH": path}
+    )
+    deadline = time.monotonic() + 60
+    folder = tiny.folder / "cache" / "shards"
+    while not folder.is_dir() or len(list(folder.glob("*/complete.json"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len([p for p in shard_folders(tiny) if not p.name.startswith(".")])
+    data, count = encoded(tiny)
+    assert 0 < count <= N_CONTROLS - 8 * finished  # a file's last shard has 8 cells
+    assert len(data.controls.matrix) == N_CONTROLS
+
+
+def cache(tiny: TinyData, *arguments: str) -> int:
+    return cache_command([*arguments, "--cache-dir", str(tiny.folder / "cache")])
+
+
+def test_the_cache_command_lists_verifies_and_prunes(
+    tiny: TinyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded(tiny)
+    assert cache(tiny, "list") == 0
+    assert "shards" in capsys.readouterr().out
+    assert cache(tiny, "verify") == 0
+    values = next((tiny.folder / "cache" / "stores").glob("[!.]*/values.npy"))
+    content = bytearray(values.read_bytes())
+    content[-1] ^= 1
+    values.write_bytes(bytes(content))
+    assert cache(tiny, "verify") == 1
+    assert f"damaged: {values.parent}" in capsys.readouterr().out
+    # An old shard, a killed builder's draft and a torn folder go; what was used just now stays.
+    old, torn = shard_folders(tiny)[:2]
+    os.utime(old / "complete.json", (1, 1))
+    (torn / "embeddings.npy").write_bytes(b"")
+    draft = old.with_name(f".{torn.name}-1")
+    draft.mkdir()
+    before = len(shard_folders(tiny))
+    assert cache(tiny, "prune", "--dry-run") == 0
+    assert "would remove 3 folders" in capsys.readouterr().out
+    assert len(shard_folders(tiny)) == before
+    assert cache(tiny, "prune") == 0
+    assert not old.exists()
+    assert not torn.exists()
+    assert not draft.exists()
+    assert len(shard_folders(tiny)) == before - 3
+    assert encoded(tiny)[1] == 0  # the whole matrix is still there
