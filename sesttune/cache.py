@@ -48,7 +48,7 @@ def _list(folder: Path, args: argparse.Namespace) -> int:
 
 
 def _verify(folder: Path, args: argparse.Namespace) -> int:
-    from sesttune.data.cache import is_intact
+    from sesttune.cached_folder import is_intact
     from sesttune.data.cache_entries import entries
 
     found = entries(folder)

@@ -89,7 +89,7 @@ def _read_cells(
     encoder = SEEncoder.open(
         moved,
         checkpoint,
-        hash_cache=cache / "sha256",
+        cache=cache,
         precision=kwargs.se_precision,
         min_matched=kwargs.se_min_matched,
     )

@@ -123,7 +123,7 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
         return SEEncoder.open(
             kwargs.se_model_path,
             kwargs.se_checkpoint_path,
-            hash_cache=cache / "sha256",
+            cache=cache,
             precision=kwargs.se_precision,
             min_matched=kwargs.se_min_matched,
         )

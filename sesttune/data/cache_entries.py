@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sesttune.data.cache import COMPLETE, drafts, is_complete, locked
+from sesttune.cached_folder import COMPLETE, drafts, is_complete, locked
 
-KINDS = ("stores", "embeddings", "shards", "prepared")
+KINDS = ("stores", "embeddings", "shards", "encoders", "prepared")
 DAY_S = 86_400.0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.data.cache import Progress, cached_folder, digest, no_progress
+from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.shards import Encoder, Runner, encode_here, plan_shards
 from sesttune.data.store import CellStore

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from sesttune.data.cache import Progress, cached_folder, digest, is_intact
+from sesttune.cached_folder import Progress, cached_folder, digest, is_intact
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
 

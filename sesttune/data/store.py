@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.config.schema import DataKwargs
-from sesttune.data.cache import Progress, cached_folder, digest, no_progress
 from sesttune.data.h5ad import H5adFile, refuse_negative
 from sesttune.errors import UserError
 

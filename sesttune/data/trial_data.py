@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.config.schema import Config
-from sesttune.data.cache import Progress, cached_folder, digest, no_progress
 from sesttune.data.embeddings import (
     ControlEmbeddings,
     build_control_embeddings,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from sesttune.cached_folder import cached_folder, digest
 from sesttune.errors import UserError
 from sesttune.model.se_checkpoint import (
     SEFiles,
@@ -23,6 +24,7 @@ from sesttune.model.se_checkpoint import (
     find_files,
     read_weights,
 )
+from sesttune.model.se_converted import load_converted, save_converted
 from sesttune.model.se_genes import MIN_MATCHED, GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ENCODER_VERSION = 2
 """Raised when the same files would give other embeddings."""
+CONVERTED_VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_BATCH, GPU_BATCH = 4, 64
 """Cells a pass: more is not faster, as a cell is 2,049 tokens already."""
@@ -40,7 +43,8 @@ class SEEncoder:
     """An SE model of the public checkpoint schema. There is no fallback encoder.
 
     `precision` is `fp32`, `bf16` or `auto` (bf16 on a GPU that has it). `batch_size` is the
-    largest number of cells a pass; out of memory halves it. `seed` draws filler genes.
+    largest number of cells a pass; out of memory halves it. `seed` draws filler genes. In
+    `cache` are kept the hashes of the files, and their inference tensors as safetensors.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class SEEncoder:
         device: str = "auto",
         batch_size: int | None = None,
         seed: int = 0,
-        hash_cache: Path | None = None,
+        cache: Path | None = None,
         config: Path | None = None,
         precision: str = "auto",
         min_matched: float = MIN_MATCHED,
@@ -62,7 +66,8 @@ class SEEncoder:
             precision = "bf16" if bf16 else "fp32"
         self.device, self.precision = device, precision
         self.batch_size = batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH)
-        self._config, self._hash_cache = config, hash_cache
+        self._config, self._cache = config, cache
+        self._hashes = cache / "sha256" if cache else None
         self._sha256: str | None = None
         self._model: SETransformer | None = None
         self._vocabulary: dict[str, int] = {}
@@ -87,22 +92,20 @@ class SEEncoder:
     def identity(self) -> dict[str, str]:
         """`path`, `sha256` and `label` of the checkpoint."""
         if self._sha256 is None:
-            self._sha256 = file_sha256(self.files.checkpoint, self._hash_cache)
+            self._sha256 = file_sha256(self.files.checkpoint, self._hashes)
         path = str(self.files.checkpoint.resolve())
         return {"path": path, "sha256": self._sha256, "label": self.files.label}
 
     @property
     def key(self) -> str:
         """Changes with anything that changes an embedding."""
-        proteins = self.files.proteins
-        parts = [
-            f"v{ENCODER_VERSION}",
-            self.identity["sha256"],
-            file_sha256(proteins, self._hash_cache) if proteins else "inside",
-            self.precision,
-            f"seed{self.seed}",
-        ]
+        parts = [f"v{ENCODER_VERSION}", *self._sha256s(), self.precision, f"seed{self.seed}"]
         return "-".join(parts)
+
+    def _sha256s(self) -> tuple[str, str]:
+        proteins = self.files.proteins
+        of_proteins = file_sha256(proteins, self._hashes) if proteins else "inside"
+        return self.identity["sha256"], of_proteins
 
     @property
     def embed_dim(self) -> int:
@@ -177,10 +180,21 @@ class SEEncoder:
         return np.concatenate(parts)
 
     def _read(self) -> SEWeights:
-        weights = read_weights(self.files, self._config)
+        weights = self._read_files()
         self._vocabulary = {symbol: row for row, symbol in enumerate(weights.symbols)}
         self._pad_length, self._cls_token_idx = weights.pad_length, weights.cls_token_idx
         return weights
+
+    def _read_files(self) -> SEWeights:
+        if self._cache is None or self._config is not None:
+            return read_weights(self.files, self._config)
+        key = digest(CONVERTED_VERSION, self._sha256s())
+        return load_converted(
+            cached_folder(
+                self._cache / "encoders" / key,
+                lambda draft: save_converted(draft, read_weights(self.files), self.files),
+            )
+        )
 
     def _load(self) -> SETransformer:
         if self._model is None:

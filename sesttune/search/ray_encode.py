@@ -7,8 +7,8 @@ in the cache whatever happens here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sesttune.cached_folder import Progress
 from sesttune.config.schema import Config
-from sesttune.data.cache import Progress
 from sesttune.data.shards import ENCODING, Encoder, Runner, Shard, ShardEncoder, encode_here
 from sesttune.search.ray_session import ray_session
 

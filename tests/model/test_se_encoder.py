@@ -61,6 +61,19 @@ def test_proteins_inside_the_checkpoint_serve_as_well() -> None:
     assert np.array_equal(inside.encode(*cells), open_oracle().encode(*cells))
 
 
+def test_the_weights_are_converted_once_and_give_the_same(tmp_path: Path) -> None:
+    cells = read("cells")
+    wanted = open_oracle().encode(*cells)
+    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
+    (converted,) = (tmp_path / "encoders").glob("*/encoder.safetensors")
+    assert converted.stat().st_size < (ORACLE / "se_tiny.ckpt").stat().st_size
+    before = converted.stat().st_mtime_ns
+    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
+    assert converted.stat().st_mtime_ns == before
+    open_oracle("se_tiny_old.ckpt", cache=tmp_path).match(["GEN0380"], {})
+    assert len(list((tmp_path / "encoders").glob("*/encoder.safetensors"))) == 2
+
+
 @pytest.mark.parametrize("name", ["cells", "cells_255known"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_bfloat16_keeps_the_embedding(device: str, name: str) -> None:
