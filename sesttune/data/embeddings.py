@@ -80,7 +80,8 @@ def build_control_embeddings(
         about = {**encoder.identity, "key": encoder.key, "genes": reports}
         (draft / "encoder.json").write_text(json.dumps(about))
 
-    key = digest(store.key, encoder.key)
+    # Another threshold asks again whether the genes match, and finds the shards.
+    key = digest(store.key, encoder.key, encoder.min_matched)
     return ControlEmbeddings(cached_folder(cache_dir / "embeddings" / key, build), store)
 
 

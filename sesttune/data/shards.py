@@ -32,6 +32,9 @@ class GeneMatch(Protocol):
 class Encoder(Protocol):
     """What the cache needs of an encoder; `key` is known before its weights are loaded."""
 
+    min_matched: float
+    """Least share of a file's genes it must know."""
+
     @property
     def key(self) -> str: ...
 

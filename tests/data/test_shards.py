@@ -14,6 +14,7 @@ from sesttune.cache import main as cache_command
 from sesttune.config.load import load_config
 from sesttune.data import shards
 from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
 
 N_CONTROLS = 120
 
@@ -75,6 +76,16 @@ def test_changed_cells_or_gene_names_or_encoder_are_encoded_again(tiny: TinyData
     other.key = "another encoder"
     prepare(load_config(base=tiny.settings(**settings)), lambda: other)
     assert other.encoded == N_CONTROLS
+
+
+def test_a_stricter_gene_threshold_is_asked_again(tiny: TinyData) -> None:
+    encoded(tiny)
+    stricter = MeanEncoder()
+    stricter.min_matched = 0.3
+    assert encoded(tiny, stricter)[1] == 0
+    stricter.min_matched = 1.1  # more than there are
+    with pytest.raises(UserError, match="too few genes are known"):
+        encoded(tiny, stricter)
 
 
 def test_a_damaged_shard_is_noticed_and_made_again(tiny: TinyData) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from sesttune.errors import UserError
+
 CELL_TYPES = ("alpha", "beta", "gamma")
 PERTURBATIONS = tuple(f"P{i}" for i in range(6))
 CONTROL = "non-targeting"
@@ -109,6 +111,7 @@ class MeanEncoder:
     """A tiny deterministic encoder for data tests: log1p expression of the first genes."""
 
     key = "mean-encoder"
+    min_matched = 0.2
     embed_dim = 6
     identity = {"path": "none", "sha256": "0" * 64, "label": "test encoder"}  # noqa: RUF012
 
@@ -116,6 +119,8 @@ class MeanEncoder:
         self.encoded = 0
 
     def match(self, gene_names: Sequence[str], var_columns: Mapping[str, Sequence[str]]) -> object:
+        if self.min_matched > 1:
+            raise UserError("too few genes are known")
         return SimpleNamespace(report=f"{len(gene_names)} genes known")
 
     def encode(self, x: sparse.csr_matrix, match: object) -> np.ndarray:
