@@ -54,15 +54,17 @@ def is_intact(folder: Path) -> bool:
     return all(_sha256(folder / name) == digest for name, (_, digest) in files.items())
 
 
-def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, made by `build(draft)` unless a complete one is there already."""
-    if is_complete(folder):
+def cached_folder(
+    folder: Path, build: Callable[[Path], None], is_good: Callable[[Path], bool] = is_complete
+) -> Path:
+    """`folder`, made by `build(draft)` unless one that `is_good` is there already."""
+    if is_good(folder):
         _mark_used(folder)
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if not is_complete(folder):
+            if not is_good(folder):
                 _build(folder, build)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -78,7 +80,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
     if folder.exists():
-        log.warning("%s is incomplete: building it again", folder)
+        log.warning("%s is damaged or incomplete: building it again", folder)
         shutil.rmtree(folder)
     for orphan in drafts(folder):  # of a builder that was killed: this one holds the lock
         shutil.rmtree(orphan, ignore_errors=True)

@@ -170,7 +170,7 @@ def _write_cell_type(
 
 
 def main(argv: Sequence[str]) -> int:
-    """`sesttune demo`: write the demo files and say where."""
+    """Write the demo files and say where."""
     parser = argparse.ArgumentParser("sesttune demo", description=main.__doc__)
     parser.add_argument("--cache-dir", default="~/.cache/sesttune", help="default: %(default)s")
     folder = demo_folder(parser.parse_args(argv).cache_dir)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sesttune.atomic import replacing
 from sesttune.command import run
+from sesttune.config.schema import ModelKwargs
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,23 +35,39 @@ def main(argv: Sequence[str]) -> int:
         "--checkpoint", metavar="C", help="checkpoint, if not the folder's only one"
     )
     parser.add_argument("--protein-embeddings", metavar="P", help="dict of symbol -> vector, .pt")
+    parser.add_argument("--config", type=Path, metavar="Y", help="settings, if not the saved ones")
     parser.add_argument("--embed-key", default="X_state", help="obsm key: %(default)s")
     parser.add_argument("--batch-size", type=int, help="cells a pass (default: by device)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--min-matched", type=float, metavar="SHARE", help="of the file's genes")
+    parser.add_argument(
+        "--min-matched",
+        type=float,
+        default=ModelKwargs.se_min_matched,
+        metavar="SHARE",
+        help="least share of the file's genes the encoder must know: %(default)s",
+    )
     parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
     args = parser.parse_args(argv)
     if args.output.suffix not in (".h5ad", ".npy"):
         raise UserError(f"--output {args.output} must end in .h5ad or .npy")
     if args.model_folder is None and args.checkpoint is None:
         raise UserError("name the SE model: --model-folder DIR, or --checkpoint C")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size} must be at least 1")
+    if not 0 <= args.min_matched <= 1:
+        raise UserError(f"--min-matched {args.min_matched:g} must be in [0, 1]")
     from sesttune.model.se_checkpoint import find_files
     from sesttune.model.se_encoder import SEEncoder
 
     files = find_files(args.model_folder, args.checkpoint, args.protein_embeddings)
-    encoder = SEEncoder(files, batch_size=args.batch_size, seed=args.seed, precision=args.precision)
-    if args.min_matched is not None:
-        encoder.min_matched = args.min_matched
+    encoder = SEEncoder(
+        files,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        config=args.config,
+        precision=args.precision,
+        min_matched=args.min_matched,
+    )
     print(f"encoder: {encoder.identity['label']} (sha256 {encoder.identity['sha256'][:12]})")
     embeddings = _encode(args.input, encoder)
     _write(args.input, args.output, embeddings, args.embed_key)

@@ -27,7 +27,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; from sesttune.cli import _dispatch\n"
-        "for name in ('sweep', 'train', 'encode', 'promote', 'predict', 'ui'):\n"
+        "for name in ('sweep', 'train', 'encode', 'promote', 'predict', 'ui', 'cache'):\n"
         "    try: _dispatch([name, '--help'])\n"
         "    except SystemExit: pass\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'lightning', 'anndata'} & set(sys.modules)))"
@@ -98,3 +98,13 @@ def test_encode_writes_both_forms(tmp_path: Path) -> None:
     bad = call("sesttune.encode", *source, *model, "--output", str(tmp_path / "out.csv"))
     assert bad.returncode == 2
     assert "must end in .h5ad or .npy" in bad.stderr
+    target = ["--output", str(tmp_path / "more.npy")]
+    wrong = {
+        "--batch-size=0": "--batch-size 0 must be at least 1",
+        "--min-matched=2": "--min-matched 2 must be in [0, 1]",
+        "--config=no.yaml": "--config no.yaml does not exist",
+    }
+    for option, message in wrong.items():
+        done = call("sesttune.encode", *source, *model, *target, option)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "more.npy").exists()

@@ -79,9 +79,7 @@ class ShardEncoder:
 
     def encode(self, shard: Shard) -> None:
         """Compute the shard unless another process has. Raises UserError for NaN."""
-        if shard.folder.exists() and not shard.is_ready():
-            (shard.folder / "embeddings.npy").unlink(missing_ok=True)  # a wrong sum: build again
-        cached_folder(shard.folder, lambda draft: self._write(draft, shard))
+        cached_folder(shard.folder, lambda draft: self._write(draft, shard), is_intact)
 
     def _write(self, draft: Path, shard: Shard) -> None:
         if self._file is None or self._file.path != shard.file:

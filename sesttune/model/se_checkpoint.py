@@ -132,6 +132,8 @@ def _settings(
 ) -> dict[str, Any]:
     """`pad_length` and `cls_token_idx`: from `config`, else as saved in the checkpoint."""
     if config is not None:
+        if not config.is_file():
+            raise UserError(f"--config {config} does not exist")
         whole: Any = OmegaConf.to_container(OmegaConf.load(config))
     elif isinstance(content.get("cfg_yaml"), str):
         whole = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))

@@ -65,7 +65,8 @@ class SEEncoder:
             bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
             precision = "bf16" if bf16 else "fp32"
         self.device, self.precision = device, precision
-        self.batch_size = batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH)
+        by_device = CPU_BATCH if device == "cpu" else GPU_BATCH
+        self.batch_size = by_device if batch_size is None else batch_size
         self._config, self._cache = config, cache
         self._hashes = cache / "sha256" if cache else None
         self._sha256: str | None = None

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sesttune.config.schema import ModelKwargs
 from sesttune.errors import UserError
 
-MIN_MATCHED = 0.2
+MIN_MATCHED = ModelKwargs.se_min_matched
 """Refuse a file where a smaller share of its genes is in the vocabulary. Whole-genome files,
 with their non-coding genes, have 0.3 to 0.6; another species or naming has next to none."""
 
