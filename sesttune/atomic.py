@@ -46,7 +46,7 @@ def room_on_disk(folder: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"the disk of {folder} is full: nothing is lost; free some space, or lower "
-            "training.keep_checkpoints, and continue with --resume"
+            "training.checkpoint_budget_gb, and continue with --resume"
         ) from None
 
 

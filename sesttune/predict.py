@@ -117,25 +117,26 @@ def _predict(
     from sesttune.data.sampling import ControlPool
     from sesttune.data.trial_data import conditions_of
 
-    pool, length = ControlPool(store), config.model.kwargs.st_cell_set_len
+    length = config.model.kwargs.st_cell_set_len
     device = "cuda" if torch.cuda.is_available() else "cpu"
     head = head.to(device)
     out = np.empty((store.n_cells, store.n_genes), np.float32)
     own = np.flatnonzero(store.is_control)
     out[own] = store.dense(own)
-    for number, condition in enumerate(conditions_of(store)):
-        rng = np.random.default_rng([seed, number])
-        name = store.names["pert"][condition.pert]
-        feature = torch.from_numpy(features[name])[None].to(device)
-        for start in range(0, len(condition.rows), length):
-            rows = condition.rows[start : start + length]
-            # A short last set is filled up, so that every set has the trained length.
-            full = np.resize(rows, length)
-            paired = pool.pair(full, condition, rng)
-            embedding = torch.from_numpy(controls.matrix[controls.row_of_cell[paired]])[None]
-            with torch.inference_mode():
-                predicted = head(embedding.to(device), feature)[0]  # [cells, genes]
-            out[rows] = predicted[: len(rows)].float().cpu().numpy()
+    sets = [
+        (condition.pert, condition.rows[start : start + length])
+        for condition in conditions_of(store)
+        for start in range(0, len(condition.rows), length)
+    ]
+    # A short last set is filled up, so that every set has the trained length.
+    full = np.stack([np.resize(rows, length) for _, rows in sets])
+    paired = ControlPool(store).pair(full, np.random.default_rng(seed))
+    for (pert, rows), control_rows in zip(sets, paired, strict=True):
+        feature = torch.from_numpy(features[store.names["pert"][pert]])[None].to(device)
+        embedding = torch.from_numpy(controls.matrix[controls.row_of_cell[control_rows]])[None]
+        with torch.inference_mode():
+            predicted = head(embedding.to(device), feature)[0]  # [cells, genes]
+        out[rows] = predicted[: len(rows)].float().cpu().numpy()
     return out
 
 

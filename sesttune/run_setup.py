@@ -147,7 +147,7 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
     data = TrialData.open(manifest)
     for note in data.notes:
         console.print(f"  {note}", highlight=False)
-    from sesttune.training.validation import baselines
+    from sesttune.training.baselines import baselines
 
     about = {
         "fingerprint": data.fingerprint,

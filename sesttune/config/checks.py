@@ -22,7 +22,7 @@ def check_values(config: Config) -> None:
         "training.min_delta": (training.min_delta, 0),
         "training.weight_decay": (training.weight_decay, 0),
         "training.ckpt_every_n_steps": (training.ckpt_every_n_steps, 1),
-        "training.keep_checkpoints": (training.keep_checkpoints, 0),
+        "training.warmup_steps": (training.warmup_steps, 0),
         "training.log_every_n_steps": (training.log_every_n_steps, 1),
         "training.accumulate_grad_batches": (training.accumulate_grad_batches, 1),
         "data.kwargs.num_workers": (data.num_workers, 0),
@@ -44,6 +44,7 @@ def check_values(config: Config) -> None:
     above_zero = {
         "training.lr": training.lr,
         "training.gradient_clip_val": training.gradient_clip_val,
+        "training.checkpoint_budget_gb": training.checkpoint_budget_gb,
         "data.kwargs.target_sum": data.target_sum,
         "sweep.gpus_per_trial": sweep.gpus_per_trial,
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
@@ -55,9 +56,11 @@ def check_values(config: Config) -> None:
     one_of = {
         "data.kwargs.counts": (data.counts, ("auto", "raw", "log1p")),
         "data.kwargs.missing_features": (data.missing_features, ("refuse", "drop")),
+        "data.kwargs.store_location": (data.store_location, ("auto", "device", "host")),
         "model.kwargs.loss": (model.loss, ("energy", "sinkhorn", "mse")),
         "model.kwargs.se_precision": (model.se_precision, ("auto", "fp32", "bf16")),
         "training.precision": (training.precision, ("auto", "32", "bf16")),
+        "training.lr_schedule": (training.lr_schedule, ("constant", "cosine", "wsd")),
         "training.device": (training.device, ("auto", "cpu", "cuda")),
         "sweep.searcher": (sweep.searcher, (None, "tpe", "random", "grid")),
     }
@@ -71,6 +74,14 @@ def check_values(config: Config) -> None:
         raise UserError(f"model.kwargs.se_min_matched={model.se_min_matched} must be in [0, 1]")
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.kwargs.dropout={model.dropout} must be in [0, 1)")
+    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
+        raise UserError(
+            f"training.ema_decay={training.ema_decay} must be in (0, 1); write null for no average"
+        )
+    if not 0 < training.lr_decay_frac <= 1:
+        raise UserError(f"training.lr_decay_frac={training.lr_decay_frac} must be in (0, 1]")
+    if not 0 <= training.lr_final_frac <= 1:
+        raise UserError(f"training.lr_final_frac={training.lr_final_frac} must be in [0, 1]")
     if model.hidden_dim % model.n_heads:
         raise UserError(
             f"model.kwargs.hidden_dim={model.hidden_dim} must be a multiple of "

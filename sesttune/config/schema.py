@@ -20,6 +20,8 @@ class DataKwargs:
     control_pert: str = "non-targeting"
     num_workers: int = 8
     """Threads that read the store ahead of the training loop; 0 reads in the loop."""
+    store_location: str = "auto"
+    """Where cells lie while training: `device` (GPU memory), `host`, or `auto` by free memory."""
     embed_key: str | None = None
     """obsm key holding control embeddings to use as they are; none computes them."""
     counts: str = "auto"
@@ -81,7 +83,17 @@ class TrainingConfig:
     batch_size: int = 16
     """Cell sets per forward pass; times `accumulate_grad_batches` per step."""
     lr: float = 1e-4
+    lr_schedule: str = "constant"
+    """`constant`, `cosine`, or `wsd` (warm-up, stable, decay); to `lr_final_frac` at max_steps."""
+    warmup_steps: int = 0
+    """Optimizer steps over which lr rises from 0, with any schedule."""
+    lr_decay_frac: float = 0.2
+    """Share of max_steps, at the end, over which `wsd` decays."""
+    lr_final_frac: float = 0.0
+    """Where `cosine` and `wsd` end, as a share of lr."""
     weight_decay: float = 0.0
+    ema_decay: float | None = None
+    """Validate and keep an average of the weights with this decay a step, e.g. 0.999."""
     val_check_interval: int = 500
     """Optimizer steps between validations."""
     early_stopping: bool = True
@@ -90,8 +102,8 @@ class TrainingConfig:
     min_delta: float = 0.0
     """Improvement smaller than this does not count."""
     ckpt_every_n_steps: int = 5_000
-    keep_checkpoints: int = 1
-    """Periodic checkpoints kept (newest), beside `best` and `last`."""
+    checkpoint_budget_gb: float = 1.5
+    """Disk of a trial's checkpoints; `best`, `last` and as many periodic ones as fit are kept."""
     log_every_n_steps: int = 50
     gradient_clip_val: float | None = None
     accumulate_grad_batches: int = 1
@@ -100,6 +112,8 @@ class TrainingConfig:
     """`32`, `bf16`, or `auto`: bf16 on GPUs that have it, 32 elsewhere."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`."""
+    profile: bool = False
+    """Leave a torch profiler trace and a breakdown of the step time with the trial."""
 
 
 @dataclass(frozen=True)

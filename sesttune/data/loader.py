@@ -10,32 +10,22 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-import torch
-
-from sesttune.data.sampling import CellSetSampler, read_batch
-from sesttune.data.trial_data import TrialData
-
-Batch = dict[str, torch.Tensor]
+from sesttune.data.readers import Batch, Reader
+from sesttune.data.sampling import CellSetSampler
 
 
 class TrainingBatches:
-    """An endless iterator of `read_batch` tensors of `batch_size` sets, after `drawn` sets."""
+    """An endless iterator of batches of `batch_size` sets, `num_workers` of them read ahead."""
 
     def __init__(
-        self,
-        data: TrialData,
-        set_len: int,
-        batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-        drawn: int = 0,
+        self, sampler: CellSetSampler, reader: Reader, batch_size: int, num_workers: int = 0
     ) -> None:
-        self._data, self._batch_size, self._workers = data, batch_size, num_workers
-        self._sampler = CellSetSampler(data, set_len, seed)
-        self._sampler.load_state_dict({"sets": drawn})
-        self._ahead: deque[Future[Batch]] = deque()
-        self._threads = ThreadPoolExecutor(num_workers) if num_workers else None
+        self._sampler, self._reader = sampler, reader
+        self._batch_size, self._workers = batch_size, num_workers
+        self._ahead: deque[Future[Any]] = deque()
+        self._threads = ThreadPoolExecutor(num_workers, "reader") if num_workers else None
         self.waited_s = 0.0
         """Seconds the caller has waited for batches."""
 
@@ -44,9 +34,9 @@ class TrainingBatches:
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
-        batch = self._read() if self._threads is None else self._read_ahead(self._threads)
+        prepared = self._read() if self._threads is None else self._read_ahead(self._threads)
         self.waited_s += time.perf_counter() - start
-        return batch
+        return self._reader.finish(prepared)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -56,12 +46,13 @@ class TrainingBatches:
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
+        self._sampler.close()
 
-    def _read(self) -> Batch:
-        return read_batch(self._data, self._sampler.next_sets(self._batch_size))
+    def _read(self) -> Any:
+        return self._reader.prepare(self._sampler.next_sets(self._batch_size))
 
-    def _read_ahead(self, threads: ThreadPoolExecutor) -> Batch:
+    def _read_ahead(self, threads: ThreadPoolExecutor) -> Any:
         while len(self._ahead) <= self._workers:
             sets = self._sampler.next_sets(self._batch_size)
-            self._ahead.append(threads.submit(read_batch, self._data, sets))
+            self._ahead.append(threads.submit(self._reader.prepare, sets))
         return self._ahead.popleft().result()

@@ -52,16 +52,14 @@ class ArrayFile:
 
 
 def shrink_values(path: Path) -> None:
-    """Rewrite float32 values as float16 where every one of them survives unchanged."""
+    """Rewrite float32 values as uint16, half the size, where all are whole and small enough."""
     values = np.load(path, mmap_mode="r")
     pieces = [values[i : i + CHUNK] for i in range(0, len(values), CHUNK)]
-    with np.errstate(over="ignore"):
-        lossless = all((piece.astype(np.float16) == piece).all() for piece in pieces)
-    if not lossless:
+    if not all((piece <= 65_535).all() and (piece == np.rint(piece)).all() for piece in pieces):
         return
-    with ArrayFile(path.with_suffix(".half"), np.dtype(np.float16)) as half:
+    with ArrayFile(path.with_suffix(".half"), np.dtype(np.uint16)) as half:
         for piece in pieces:
-            half.append(piece.astype(np.float16))
+            half.append(piece)
     path.with_suffix(".half").replace(path)
 
 

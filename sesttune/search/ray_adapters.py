@@ -6,6 +6,7 @@ the `folder` in its settings.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +39,7 @@ class LedgerSearcher(Searcher):
         if record is None:
             return cast(None, Searcher.FINISHED)  # a word, whatever Ray's own annotation says
         self._running.add(trial_id)
-        return {"folder": str(record.folder)}
+        return {"folder": str(record.folder), "handed_out": time.time()}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

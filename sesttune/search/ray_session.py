@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.training import host_memory
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,7 +53,7 @@ def ray_session(config: Config) -> Iterator[Slots]:
 
     started = not ray.is_initialized()
     if started:
-        _start(config.sweep.address or os.environ.get("RAY_ADDRESS"))
+        _start(config.sweep.address or os.environ.get("RAY_ADDRESS"), config.training.device)
     try:
         yield slots(config, ray.cluster_resources())
     finally:
@@ -60,8 +61,9 @@ def ray_session(config: Config) -> Iterator[Slots]:
             ray.shutdown()
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None, device: str) -> None:
     import ray
+    import torch
 
     if address is not None:
         try:
@@ -69,6 +71,8 @@ def _start(address: str | None) -> None:
         except ConnectionError as error:
             raise UserError(f"sweep.address={address}: no Ray cluster answers ({error})") from None
         return
+    if device == "cpu" or not torch.cuda.is_available():
+        os.environ.update(host_memory.ENVIRONMENT)  # for the workers
     ray.init(
         address="local",
         num_cpus=len(os.sched_getaffinity(0)),

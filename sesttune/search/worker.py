@@ -25,7 +25,8 @@ def work(settings: Mapping[str, Any]) -> None:
     """Train the trial in `settings["folder"]` and report each validation to Ray.
 
     `settings`: `folder` (absolute, holding `trial.json`), `manifest` (of the prepared
-    data), `config` (nested dict of the sweep's settings), `threads` (for torch).
+    data), `config` (nested dict of the sweep's settings), `threads` (for torch), `handed_out`
+    (when the trial was, in seconds since the epoch).
     """
     import torch
     from ray import tune
@@ -44,7 +45,8 @@ def work(settings: Mapping[str, Any]) -> None:
             assert record is not None, "the driver writes the record first"
             if not record.finished:
                 config = with_point(from_dict(settings["config"]), record.params)
-                run_trial(config, Path(settings["manifest"]), folder, tune.report)
+                manifest, started = Path(settings["manifest"]), settings["handed_out"]
+                run_trial(config, manifest, folder, tune.report, started)
     except Exception as error:  # whatever it is, it is this trial's result
         write_text(folder / "error.txt", traceback.format_exc())
         update_trial(folder, "failed", f"{ERROR}{_one_line(error)}")

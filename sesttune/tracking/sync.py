@@ -19,7 +19,7 @@ from sesttune import __version__
 from sesttune.atomic import write_text
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
 from sesttune.tracking.store import artifact_location, quick_client
-from sesttune.training.records import BEST, TrialRecord, list_trials
+from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
 
 CURSOR = "tracking.json"
 SOURCE_TAG = "sesttune.source"
@@ -85,6 +85,11 @@ class RunTracker:
             self._send_metrics(state["run"], lines[state["lines"] :])
             state["lines"] = len(lines)
             self._save()
+        if record.facts != state.get("facts", {}):
+            facts = [RunTag(name, str(value)) for name, value in record.facts.items()]
+            self._client.log_batch(state["run"], tags=facts)
+            state["facts"] = record.facts
+            self._save()
         ended = [record.status, record.stop_reason] if record.finished else None
         if ended != state["ended"]:
             self._close_trial(record, state["run"])
@@ -98,6 +103,8 @@ class RunTracker:
         for file in (record.checkpoints / BEST, record.folder / "config.yaml"):
             if file.is_file():
                 self._client.log_artifact(run, str(file))
+        if (record.folder / PROFILE).is_dir():
+            self._client.log_artifacts(run, str(record.folder / PROFILE), PROFILE)
         tags = [
             RunTag("stop_reason", record.stop_reason or ""),
             RunTag("trial_status", record.status),

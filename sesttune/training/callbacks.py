@@ -2,7 +2,8 @@
 
 At every `val_check_interval` the order is: validation, best checkpoint, last checkpoint,
 metrics line, report. A kill between any two loses at most one interval and leaves
-no line twice, because the last checkpoint carries the line that follows it.
+no line twice, because the last checkpoint carries the line that follows it. The files are
+written by the saver's thread; the report is made by the loop once it has written them.
 """
 
 import math
@@ -14,41 +15,53 @@ import lightning
 import torch
 
 from sesttune.config.schema import Config
-from sesttune.data.loader import Batch, TrainingBatches
+from sesttune.data.loader import TrainingBatches
+from sesttune.training.host_memory import mapped_gib
+from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
-from sesttune.training.records import append_metrics
 from sesttune.training.saving import Saver, restore_optimizer
-from sesttune.training.validation import mean_loss
+from sesttune.training.schedule import learning_rate
+from sesttune.training.validation import Validation
 
 Report = Callable[[dict[str, float]], None]
 
 
 class TrialCallback(lightning.Callback):
-    """Drives one trial; `stop_reason` says why it ended."""
+    """Drives one trial; `stop_reason` says why it ended.
+
+    `restored` is the training state it continues from, `started` the time (seconds since the
+    epoch) from which its start-up counts.
+    """
 
     def __init__(
         self,
         config: Config,
         module: TrialModule,
         batches: TrainingBatches,
-        val_batches: list[Batch],
+        micro: MicroBatch,
+        validation: Validation,
         saver: Saver,
         progress: Progress,
         restored: dict[str, Any] | None,
         validate_first: bool,
         report: Report | None,
+        started: float,
     ) -> None:
         self._training, self._module, self._batches = config.training, module, batches
-        self._val_batches, self._saver, self._progress = val_batches, saver, progress
-        self._restored, self._validate_first, self._report = restored, validate_first, report
+        self._micro, self._validation = micro, validation
+        self._saver, self.progress, self._report = saver, progress, report
+        self._restored, self._validate_first = restored, validate_first
         self._first_step = int(restored["step"]) if restored else 0
         self._first_sets = int(restored["sets_drawn"]) if restored else 0
         self._set_len = config.model.kwargs.st_cell_set_len
+        self._store_folder = validation.data.store.folder
         self.step = self._first_step
         self.last_report: dict[str, float] = restored["report"] if restored else {}
         self.stop_reason = "max_steps"
+        self._unreported: dict[str, float] | None = None
         self._micro_batches = 0
+        self._asked_for, self.startup_s = started, math.nan
         self._started = self._interval_start = time.perf_counter()
         self._interval_step, self._interval_waited = self.step, 0.0
 
@@ -65,6 +78,8 @@ class TrialCallback(lightning.Callback):
     ) -> None:
         # The norm is wanted for the step that a report follows, and for no other.
         self._module.measure_grad_norm = self._due(self.step + 1)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = learning_rate(self.step, self._training)
 
     def on_train_batch_end(
         self,
@@ -79,14 +94,32 @@ class TrialCallback(lightning.Callback):
         if step == self.step:  # still accumulating
             return
         self.step = step
+        self._module.update_average(step)
+        if math.isnan(self.startup_s):
+            self._note_startup()
+        if self._unreported is not None and not self._saver.writing:
+            self.deliver()
         if step % self._training.log_every_n_steps == 0 and self._diverged():
             self._stop(trainer, "nan")
             return
+        periodic = step % self._training.ckpt_every_n_steps == 0
         if self._due(step):
-            self._validate(trainer)
+            self._validate(trainer, periodic)
             self._start_interval()
-        if step % self._training.ckpt_every_n_steps == 0 and self.stop_reason != "nan":
+        elif periodic:
             self._saver.save_periodic(self._state(trainer, self.last_report))
+
+    def deliver(self) -> None:
+        """Wait until what was begun is on disk, and report it."""
+        self._saver.settle()
+        line, self._unreported = self._unreported, None
+        if line is not None and self._report is not None:
+            self._report(line)
+
+    def _note_startup(self) -> None:
+        if self._module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.startup_s = time.time() - self._asked_for
 
     def _due(self, step: int) -> bool:
         return step % self._training.val_check_interval == 0 or step == self._training.max_steps
@@ -94,23 +127,24 @@ class TrialCallback(lightning.Callback):
     def _diverged(self) -> bool:
         return not math.isfinite(float(self._module.loss_sum))
 
-    def _validate(self, trainer: lightning.Trainer) -> None:
+    def _validate(self, trainer: lightning.Trainer, periodic: bool = False) -> None:
         rates = self._rates()
-        val_loss = self._val_loss(trainer)
+        with trainer.precision_plugin.forward_context():
+            val_loss = self._validation.loss(self._module)
         if not math.isfinite(val_loss) or self._diverged():
             self._stop(trainer, "nan")
             return
-        if self._progress.update(self.step, val_loss):
-            self._saver.save_best(self.step, val_loss)
+        self.deliver()
+        best = self.progress.update(self.step, val_loss)
         module = self._module
         line = {
             "step": self.step,
-            "train_loss": float(module.loss_sum) / max(module.loss_count, 1)
+            "train_loss": float(module.loss_sum) / module.loss_count
             if module.loss_count
             else math.nan,
             "val_loss": val_loss,
-            "best_val_loss": self._progress.best,
-            "best_step": self._progress.best_step,
+            "best_val_loss": self.progress.best,
+            "best_step": self.progress.best_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": float(module.grad_norm),
             **rates,
@@ -119,33 +153,21 @@ class TrialCallback(lightning.Callback):
         }
         module.loss_sum.zero_()
         module.loss_count = 0
-        self._saver.save_last(self._state(trainer, line))
-        self.last_report = line
-        append_metrics(self._saver.folder.parent, line)
-        if self._report is not None:
-            self._report(line)
-        if self._progress.exhausted:
+        self._saver.save_validated(self._state(trainer, line), best, periodic)
+        self.last_report = self._unreported = line
+        if self.progress.exhausted:
             self._stop(trainer, "patience")
 
-    def _val_loss(self, trainer: lightning.Trainer) -> float:
-        module = self._module
-        module.eval()
-        with trainer.precision_plugin.forward_context():
-            batches = (trainer.strategy.batch_to_device(batch) for batch in self._val_batches)
-            val_loss = mean_loss(module.set_losses, batches)
-        module.train()
-        return val_loss
-
     def _state(self, trainer: lightning.Trainer, report: dict[str, float]) -> dict[str, Any]:
-        sets = self._first_sets + self._micro_batches * self._training.batch_size
+        sets = self._first_sets + self._micro_batches * self._micro.sets
         return self._saver.training_state(self.step, sets, trainer.optimizers[0], report)
 
     def _rates(self) -> dict[str, float]:
-        """Speed since the last validation, its own time left out."""
+        """Speed since the last validation, its own time left out; and memory."""
         now = time.perf_counter()
         elapsed = now - self._interval_start
         steps = (self.step - self._interval_step) / elapsed if elapsed > 0 else 0.0
-        sets = self._training.batch_size * self._training.accumulate_grad_batches
+        sets = self._micro.sets * self._micro.accumulate
         waited = self._batches.waited_s - self._interval_waited
         on_gpu = self._module.device.type == "cuda"
         return {
@@ -153,6 +175,8 @@ class TrialCallback(lightning.Callback):
             "cells_per_s": steps * sets * self._set_len,
             "data_wait_frac": min(waited / elapsed, 1.0) if elapsed > 0 else 0.0,
             "gpu_mem_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
+            "store_pss_gib": mapped_gib(self._store_folder)[1],
+            "startup_s": self.startup_s,
             "elapsed_s": now - self._started,
         }
 

@@ -1,11 +1,13 @@
 """The LightningModule: the head, its loss and its optimizer. No metric leaves the device here."""
 
+import copy
+
 import lightning
 import torch
 from torch import Tensor
 
 from sesttune.config.schema import Config
-from sesttune.data.loader import Batch
+from sesttune.data.readers import Batch
 from sesttune.data.trial_data import TrialData
 from sesttune.model.losses import loss_function
 from sesttune.model.st_head import HeadConfig, STHead
@@ -26,7 +28,11 @@ def head_config(config: Config, data: TrialData) -> HeadConfig:
 
 
 class TrialModule(lightning.LightningModule):
-    """One optimizer step on a batch of cell sets; sums its losses on the device."""
+    """One optimizer step on a batch of cell sets; sums its losses on the device.
+
+    `average` is None, or a second head that holds the average of the weights over steps
+    (Polyak and Juditsky, 1992, exponentially weighted).
+    """
 
     loss_sum: Tensor
     grad_norm: Tensor
@@ -40,16 +46,33 @@ class TrialModule(lightning.LightningModule):
         self.register_buffer("grad_norm", torch.full((), torch.nan), persistent=False)
         self.loss_count = 0
         self.measure_grad_norm = False
+        self.average: STHead | None = None
+        if config.training.ema_decay is not None:
+            self.average = copy.deepcopy(head).requires_grad_(False)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.set_losses(batch).mean()
+        predicted = self.head(batch["control_emb"], batch["pert_emb"])
+        loss = self._loss(predicted, batch["target"]).mean()
         self.loss_sum += loss.detach()
         self.loss_count += 1
         return loss
 
     def set_losses(self, batch: Batch) -> Tensor:
-        """Loss of each set, [sets]."""
-        return self._loss(self.head(batch["control_emb"], batch["pert_emb"]), batch["target"])
+        """Loss of each set, [sets], of the model that is kept: the average where there is one."""
+        head = self.head if self.average is None else self.average
+        return self._loss(head(batch["control_emb"], batch["pert_emb"]), batch["target"])
+
+    def update_average(self, step: int) -> None:
+        """Take in the weights after optimizer step `step`.
+
+        The decay rises to `ema_decay`, so that the random first weights are soon forgotten.
+        """
+        if self.average is not None and self._settings.ema_decay is not None:
+            decay = min(self._settings.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.head.parameters()), 1 - decay
+                )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.measure_grad_norm:
@@ -62,5 +85,5 @@ class TrialModule(lightning.LightningModule):
             self.head.parameters(),
             lr=self._settings.lr,
             weight_decay=self._settings.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=True,
         )

@@ -15,6 +15,7 @@ from sesttune.atomic import room_on_disk, write_text
 
 METRICS, RECORD = "metrics.jsonl", "trial.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
+PROFILE = "profile"
 FINISHED = ("done", "stopped", "failed")
 
 
@@ -23,7 +24,8 @@ class TrialRecord:
     """One trial: its searched parameters, where it stands, and why it stopped.
 
     `status` is `pending`, `running`, `done` (reached max_steps), `stopped` (patience,
-    ASHA) or `failed`; `stop_reason` says which in words.
+    ASHA) or `failed`; `stop_reason` says which in words. `facts` is what was found out on the
+    way: where the data lie, a batch made smaller for want of memory.
     """
 
     id: str
@@ -31,6 +33,7 @@ class TrialRecord:
     params: dict[str, Any] = field(default_factory=dict)
     status: str = "pending"
     stop_reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -70,6 +73,12 @@ def update_trial(folder: Path, status: str, stop_reason: str | None) -> TrialRec
     """Change status and reason, keeping the rest (a bare folder gets a new record)."""
     record = read_trial(folder) or TrialRecord(folder.name, folder)
     return write_trial(replace(record, status=status, stop_reason=stop_reason))
+
+
+def note_facts(folder: Path, **facts: Any) -> TrialRecord:
+    """Add to the facts of a trial (a bare folder gets a new record)."""
+    record = read_trial(folder) or TrialRecord(folder.name, folder)
+    return write_trial(replace(record, facts={**record.facts, **facts}))
 
 
 def list_trials(run_folder: Path) -> list[TrialRecord]:

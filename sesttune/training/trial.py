@@ -4,35 +4,35 @@ A trial lives in its folder: called again on the same folder it continues from
 `checkpoints/last.ckpt`, so whoever runs trials needs no resume logic of its own.
 """
 
+import gc
 import logging
-import os
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
 
 from sesttune.atomic import write_text
 from sesttune.config.load import to_yaml
 from sesttune.config.schema import Config
-from sesttune.data.loader import TrainingBatches
+from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
-from sesttune.errors import UserError
-from sesttune.model.st_head import STHead
-from sesttune.training.callbacks import Report, TrialCallback
-from sesttune.training.module import TrialModule, head_config
-from sesttune.training.progress import Progress
-from sesttune.training.records import BEST, LAST, append_metrics, cut_metrics, update_trial
-from sesttune.training.saving import Saver, read_training_state, restore_weights
-from sesttune.training.validation import validation_batches
+from sesttune.training.callbacks import Report
+from sesttune.training.fit import fit
+from sesttune.training.host_memory import keep_freed_memory
+from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
+from sesttune.training.records import BEST, LAST, note_facts, read_trial, update_trial
+from sesttune.training.trainer import pick_device
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended; `stop_reason` is `max_steps`, `patience` or `nan`."""
+    """How a trial ended; `stop_reason` is `max_steps`, `patience` or `nan`.
+
+    `startup_s` is nan where no step was left to do.
+    """
 
     stop_reason: str
     step: int
@@ -43,135 +43,61 @@ class TrialResult:
 
 
 def run_trial(
-    config: Config, manifest: Path, folder: Path, report: Report | None = None
+    config: Config,
+    manifest: Path,
+    folder: Path,
+    report: Report | None = None,
+    started: float | None = None,
 ) -> TrialResult:
     """Train until max_steps, patience or divergence, and leave everything in `folder`.
 
-    `report` gets each validation's metrics as a dict (see `callbacks`). Continues from the
+    `report` gets each validation's metrics as a dict (see `callbacks`). `started`: when the trial
+    was asked for (seconds since the epoch), where that was before this call. Continues from the
     folder's own last checkpoint where there is one, else from `model.checkpoint` where that
-    is set. Raises UserError for a checkpoint that cannot be continued and a full disk.
+    is set. Raises UserError for a checkpoint that cannot be continued, a full disk, and a
+    device too small for one cell set.
     """
-    entered = time.perf_counter()
-    _quiet_lightning()
+    known = read_trial(folder)
+    if started is None or (folder / "checkpoints" / LAST).exists():
+        started = time.time()
     update_trial(folder, "running", None)
     write_text(folder / "config.yaml", to_yaml(config))
+    device = pick_device(config.training)
+    if device.type == "cpu":
+        keep_freed_memory()
     data = TrialData.open(manifest)
-    # Initial weights and dropout follow the seed; the sampler has streams of its own.
-    torch.manual_seed(config.training.train_seed)
-    module = TrialModule(config, STHead(head_config(config, data)))
-    training = config.training
-    progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
-    saver = Saver(folder / "checkpoints", config, data, module, progress)
-    state, own = _starting_state(config, saver.folder)
-    if state is not None:
-        restore_weights(module, state, saver.folder / LAST)
-    validate_first = _continue_metrics(folder, state if own else None)
-    if own and state is not None:
-        progress.load_state_dict(state["progress"])
-    first_step = int(state["step"]) if state else 0
-    _check_steps_left(config, first_step, own)
-    batches = TrainingBatches(
-        data,
-        config.model.kwargs.st_cell_set_len,
-        training.batch_size,
-        training.train_seed,
-        training_workers(config),
-        drawn=int(state["sets_drawn"]) if state else 0,
-    )
-    callback = TrialCallback(
-        config,
-        module,
-        batches,
-        list(validation_batches(config, data)),
-        saver,
-        progress,
-        state,
-        validate_first,
-        report,
-    )
-    startup_s = time.perf_counter() - entered
-    if first_step < training.max_steps and not progress.exhausted:
+    share = min(1.0, config.sweep.gpus_per_trial)
+    reader = choose_reader(data, device, config.data.kwargs.store_location, share)
+    note_facts(folder, data=reader.description)
+    micro = MicroBatch(config.training.batch_size, config.training.accumulate_grad_batches)
+    if known is not None and "micro_batch" in known.facts:  # it ran out of memory before
+        whole = micro.sets * micro.accumulate
+        micro = MicroBatch(known.facts["micro_batch"], whole // known.facts["micro_batch"])
+    while True:
         try:
-            _trainer(config, training.max_steps - first_step, callback).fit(module, batches)
-        finally:
-            batches.close()
-    elif progress.exhausted:
-        callback.stop_reason = "patience"
-    status = {"max_steps": "done", "patience": "stopped", "nan": "failed"}[callback.stop_reason]
-    update_trial(folder, status, callback.stop_reason)
+            done = fit(config, data, reader, device, micro, folder, report, started)
+            break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of `except`, whose traceback would keep the tensors of the failed step.
+        micro = micro.smaller()
+        _free(device)
+        note_facts(folder, micro_batch=micro.sets)
+        log.warning("out of memory: %d sets a pass, %d passes a step", micro.sets, micro.accumulate)
+    status = {"max_steps": "done", "patience": "stopped", "nan": "failed"}[done.stop_reason]
+    update_trial(folder, status, done.stop_reason)
     return TrialResult(
-        callback.stop_reason,
-        callback.step,
-        progress.best,
-        progress.best_step,
-        saver.folder / BEST,
-        startup_s,
+        done.stop_reason,
+        done.step,
+        done.progress.best,
+        done.progress.best_step,
+        folder / "checkpoints" / BEST,
+        done.startup_s,
     )
 
 
-def training_workers(config: Config) -> int:
-    """Reader threads: as configured, but no more than the machine has cores."""
-    return min(config.data.kwargs.num_workers, os.cpu_count() or 1)
-
-
-def _trainer(config: Config, steps: int, callback: TrialCallback) -> lightning.Trainer:
-    training = config.training
-    on_gpu = training.device != "cpu" and torch.cuda.is_available()
-    if training.device == "cuda" and not on_gpu:
-        raise UserError(
-            "training.device=cuda, but there is no CUDA device; set training.device=cpu"
-        )
-    bf16 = training.precision == "bf16" or (
-        training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
-    )
-    return lightning.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=1,
-        precision="bf16-mixed" if bf16 else "32-true",
-        max_steps=steps,
-        max_epochs=-1,
-        min_epochs=0,
-        accumulate_grad_batches=training.accumulate_grad_batches,
-        gradient_clip_val=training.gradient_clip_val,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _starting_state(config: Config, checkpoints: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The state to continue from, and whether it is this folder's own."""
-    if (checkpoints / LAST).is_file():
-        return read_training_state(checkpoints / LAST), True
-    if config.model.checkpoint is not None:
-        return read_training_state(Path(config.model.checkpoint).expanduser()), False
-    return None, False
-
-
-def _check_steps_left(config: Config, first_step: int, own: bool) -> None:
-    if not own and first_step >= config.training.max_steps:
-        raise UserError(
-            f"model.checkpoint is at step {first_step} already: training.max_steps="
-            f"{config.training.max_steps} must be larger"
-        )
-
-
-def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:
-    """Make the metrics end where the checkpoint does; returns whether to validate at once."""
-    if own is None:
-        cut_metrics(folder, -1)
-        return True
-    line = own["report"]
-    kept = cut_metrics(folder, int(line["step"]))
-    if not kept or kept[-1]["step"] < line["step"]:  # killed between checkpoint and line
-        append_metrics(folder, line)
-    return False
-
-
-def _quiet_lightning() -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # Reading ahead and validation are done here, so Lightning's advice on them does not apply.
-    warnings.filterwarnings("ignore", module="lightning")
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

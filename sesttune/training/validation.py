@@ -1,48 +1,37 @@
 """Validation: the mean loss over fixed cell sets, the same for every trial of a seed."""
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
 from sesttune.config.schema import Config
-from sesttune.data.loader import Batch
-from sesttune.data.sampling import fixed_sets, read_batch
+from sesttune.data.readers import Reader
+from sesttune.data.sampling import fixed_sets
 from sesttune.data.trial_data import TrialData
-from sesttune.model.losses import loss_function
+from sesttune.training.module import TrialModule
 
 SETS_PER_BATCH = 8
 
 
-def validation_batches(config: Config, data: TrialData, split: str = "val") -> Iterator[Batch]:
-    """Batches of one fixed set per condition of `split`."""
-    sets = fixed_sets(data, split, config.model.kwargs.st_cell_set_len, config.training.train_seed)
-    for start in range(0, len(sets), SETS_PER_BATCH):
-        yield read_batch(data, sets.part(start, start + SETS_PER_BATCH))
+class Validation:
+    """One fixed set per condition of `split`, read anew each time: kept dense they would fill
+    10 MB a set."""
 
+    def __init__(
+        self, config: Config, data: TrialData, reader: Reader, at_once: int, split: str = "val"
+    ) -> None:
+        self.data, self._reader = data, reader
+        self._at_once = min(at_once, SETS_PER_BATCH)
+        length = config.model.kwargs.st_cell_set_len
+        self._sets = fixed_sets(data, split, length, config.training.train_seed)
 
-def mean_loss(set_losses: Callable[[Batch], Tensor], batches: Iterator[Batch]) -> float:
-    """Mean of `set_losses` over all sets; one transfer from the device at the end."""
-    with torch.inference_mode():
-        losses = [set_losses(batch) for batch in batches]
-        return float(torch.cat(losses).mean())
-
-
-def baselines(config: Config, data: TrialData) -> dict[str, float]:
-    """Validation loss of predictions that learn nothing of the perturbation.
-
-    `controls`: the paired control cells as they are; `mean_of_controls`: their mean, for
-    every cell of a set. A model is worth something where it is below both.
-    """
-    loss = loss_function(config.model.kwargs.loss)
-    length = config.model.kwargs.st_cell_set_len
-    sets = fixed_sets(data, "val", length, config.training.train_seed)
-    found: dict[str, list[Tensor]] = {"controls": [], "mean_of_controls": []}
-    for number in range(len(sets)):
-        rows = sets.part(number, number + 1)
-        target = read_batch(data, rows)["target"]
-        controls = torch.from_numpy(data.store.dense(rows.control_rows.ravel()))[None]
-        found["controls"].append(loss(controls, target))
-        mean = controls.mean(1, keepdim=True).expand_as(controls)
-        found["mean_of_controls"].append(loss(mean, target))
-    return {name: float(torch.cat(losses).mean()) for name, losses in found.items()}
+    def loss(self, module: TrialModule) -> float:
+        """Mean loss over all sets, dropout off; one transfer from the device at the end."""
+        losses: list[Tensor] = []
+        module.eval()
+        with torch.inference_mode():
+            for start in range(0, len(self._sets), self._at_once):
+                sets = self._sets.part(start, start + self._at_once)
+                losses.append(module.set_losses(self._reader.finish(self._reader.prepare(sets))))
+            mean = float(torch.cat(losses).mean())
+        module.train()
+        return mean

@@ -5,7 +5,8 @@ from helpers.tiny_data import MeanEncoder, write_tiny
 
 from sesttune.config.load import load_config
 from sesttune.data.loader import TrainingBatches
-from sesttune.data.sampling import CellSets, CellSetSampler, fixed_sets, read_batch
+from sesttune.data.readers import HostReader
+from sesttune.data.sampling import CellSets, CellSetSampler, fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
 
 
@@ -82,7 +83,7 @@ def test_fixed_sets_never_change(data: TrialData) -> None:
 
 def test_batches_hold_the_right_numbers(data: TrialData) -> None:
     sets = CellSetSampler(data, 8, 0).next_sets(4)
-    batch = read_batch(data, sets)
+    batch = HostReader(data).prepare(sets)
     assert batch["control_emb"].shape == (4, 8, 6)
     assert batch["pert_emb"].shape == (4, 8)
     assert batch["target"].shape == (4, 8, 60)
@@ -97,10 +98,16 @@ def test_batches_hold_the_right_numbers(data: TrialData) -> None:
     )
 
 
+def batches(data: TrialData, workers: int = 0, drawn: int = 0) -> TrainingBatches:
+    sampler = CellSetSampler(data, 8, 0)
+    sampler.load_state_dict({"sets": drawn})
+    return TrainingBatches(sampler, HostReader(data), 4, workers)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_reading_ahead_keeps_the_order(data: TrialData, workers: int) -> None:
-    plain = TrainingBatches(data, 8, 4, 0)
-    ahead = TrainingBatches(data, 8, 4, 0, num_workers=workers)
+    plain = batches(data)
+    ahead = batches(data, workers)
     for _ in range(12):
         one, two = next(plain), next(ahead)
         assert all(torch.equal(one[key], two[key]) for key in one)
@@ -108,10 +115,10 @@ def test_reading_ahead_keeps_the_order(data: TrialData, workers: int) -> None:
 
 
 def test_a_later_start_skips_exactly_what_was_drawn(data: TrialData) -> None:
-    straight = TrainingBatches(data, 8, 4, 0)
+    straight = batches(data)
     for _ in range(3):
         next(straight)
-    late = TrainingBatches(data, 8, 4, 0, num_workers=2, drawn=12)
+    late = batches(data, 2, drawn=12)
     assert torch.equal(next(straight)["target"], next(late)["target"])
     late.close()
 
@@ -123,7 +130,7 @@ def test_an_error_in_a_reader_thread_reaches_the_loop(
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(data.store, "dense", fail)
-    batches = TrainingBatches(data, 8, 4, 0, num_workers=2)
+    reading = batches(data, 2)
     with pytest.raises(OSError, match="the disk is gone"):
-        next(batches)
-    batches.close()
+        next(reading)
+    reading.close()

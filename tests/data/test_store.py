@@ -26,7 +26,7 @@ def test_dense_is_log1p_of_normalised_counts(tmp_path: Path) -> None:
     expected = np.vstack([normalised(anndata.read_h5ad(f.path).X.toarray()) for f in files])
     rows = np.random.default_rng(0).permutation(store.n_cells)
     assert np.abs(store.dense(rows) - expected[rows]).max() < 1e-5
-    assert store.values.dtype == np.float16  # whole counts survive half precision
+    assert store.values.dtype == np.uint16  # whole counts take two bytes
     assert store.indices.dtype == np.uint16
     assert store.is_control.sum() == 120
 

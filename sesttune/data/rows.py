@@ -1,0 +1,124 @@
+"""Rows of the cell store made dense: log1p expression, float32.
+
+On the host in blocks of `BLOCK` rows, which stay in the processor's cache while they are
+converted, scaled and scattered: five times as fast as indexing the whole batch at once. For a
+device the rows are only gathered here (4 bytes a value instead of 4 a gene) and
+made dense there.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+BLOCK = 32
+
+
+class CsrArrays(Protocol):
+    """What is read of a cell store: CSR arrays, and a factor a cell (0: values are log1p)."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    scale: np.ndarray
+    n_genes: int
+
+
+def dense_rows(store: CsrArrays, rows: np.ndarray) -> np.ndarray:
+    """log1p expression of `rows` (int64 [n]) on the host, float32 [n, genes]."""
+    # torch's allocation may reuse warm pages (see training/host_memory.py), numpy's is fresh.
+    out = torch.empty(len(rows), store.n_genes).numpy()
+    for first in range(0, len(rows), BLOCK):
+        block = rows[first : first + BLOCK]
+        starts, stops = store.indptr[block], store.indptr[block + 1]
+        taken = [slice(a, b) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+        genes = np.concatenate([store.indices[t] for t in taken], dtype=np.int32, casting="unsafe")
+        values = np.concatenate([store.values[t] for t in taken], dtype=np.float32)
+        lengths = stops - starts
+        _log1p(values, store.scale[block], lengths)
+        indptr = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        csr = sparse.csr_matrix((values, genes, indptr), (len(block), store.n_genes), copy=False)
+        csr.toarray(out=out[first : first + BLOCK])
+    return out
+
+
+def _log1p(values: np.ndarray, scale: np.ndarray, lengths: np.ndarray) -> None:
+    """log1p(value * scale) in place, where scale is not 0."""
+    raw = scale > 0
+    if not raw.any():
+        return
+    where = True if raw.all() else np.repeat(raw, lengths)
+    np.multiply(values, np.repeat(scale, lengths), out=values, where=where)
+    np.log1p(values, out=values, where=where)
+
+
+@dataclass(frozen=True)
+class CsrRows:
+    """Some rows on their way to a device.
+
+    `lengths` int64 [n], `scale` float32 [n]; `genes` and `values` [nnz] are bit patterns:
+    torch knows hardly any operation on uint16 and uint32, so they travel as int16 and int32.
+    """
+
+    lengths: Tensor
+    scale: Tensor
+    genes: Tensor
+    values: Tensor
+
+    def to(self, device: torch.device) -> "CsrRows":
+        """The same on `device`, copied without waiting where the memory is pinned."""
+        tensors = (self.lengths, self.scale, self.genes, self.values)
+        return CsrRows(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def dense(self, n_genes: int) -> Tensor:
+        """log1p expression float32 [n, genes], on the device the rows are on."""
+        n, nnz = len(self.lengths), len(self.genes)
+        device = self.lengths.device
+        row = torch.repeat_interleave(torch.arange(n, device=device), self.lengths, output_size=nnz)
+        values, factor = unsigned(self.values).float(), self.scale[row]
+        values = torch.where(factor > 0, torch.log1p(values * factor), values)
+        out = torch.zeros(n * n_genes, device=device)
+        out[row * n_genes + unsigned(self.genes)] = values
+        return out.view(n, n_genes)
+
+
+def gather(store: CsrArrays, rows: np.ndarray, pin: bool) -> CsrRows:
+    """`rows` of the store in host memory, page-locked with `pin`."""
+    starts, stops = store.indptr[rows], store.indptr[rows + 1]
+    taken = [slice(a, b) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+    def joined(array: np.ndarray) -> Tensor:
+        source = signed(array)
+        out = torch.empty(
+            int((stops - starts).sum()), dtype=torch.from_numpy(source[:0]).dtype, pin_memory=pin
+        )
+        np.concatenate([source[t] for t in taken], out=out.numpy())
+        return out
+
+    return CsrRows(
+        to_host(stops - starts, pin),
+        to_host(store.scale[rows], pin),
+        joined(store.indices),
+        joined(store.values),
+    )
+
+
+def to_host(array: np.ndarray, pin: bool) -> Tensor:
+    """A tensor of a small array, page-locked with `pin`, so that its copy does not wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory() if pin else tensor
+
+
+def signed(array: np.ndarray) -> np.ndarray:
+    """Unsigned integers seen as signed ones of the same size; others as they are."""
+    return array.view(array.dtype.str.replace("u", "i")) if array.dtype.kind == "u" else array
+
+
+def unsigned(tensor: Tensor) -> Tensor:
+    """int64 values of `signed` bit patterns; floating point as it is."""
+    if tensor.is_floating_point():
+        return tensor
+    return tensor.long() & (2 ** (8 * tensor.element_size()) - 1)

@@ -1,0 +1,115 @@
+"""One attempt at a trial, from its last good state to its end or to an error."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sesttune.config.schema import Config
+from sesttune.data.loader import TrainingBatches
+from sesttune.data.readers import Reader
+from sesttune.data.sampling import CellSetSampler
+from sesttune.data.trial_data import TrialData
+from sesttune.errors import UserError
+from sesttune.model.st_head import STHead
+from sesttune.training.callbacks import Report, TrialCallback
+from sesttune.training.micro_batch import MicroBatch
+from sesttune.training.module import TrialModule, head_config
+from sesttune.training.profiling import StepProfiler
+from sesttune.training.progress import Progress
+from sesttune.training.records import LAST, append_metrics, cut_metrics
+from sesttune.training.saving import Saver, read_training_state, restore_weights
+from sesttune.training.trainer import make_trainer
+from sesttune.training.validation import Validation
+
+
+def fit(
+    config: Config,
+    data: TrialData,
+    reader: Reader,
+    device: torch.device,
+    micro: MicroBatch,
+    folder: Path,
+    report: Report | None,
+    started: float,
+) -> TrialCallback:
+    """Continue the trial in `folder`, or begin it, and train to max_steps, patience or NaN.
+
+    Whatever is raised, the checkpoints and metrics in `folder` are those of the last validation,
+    and it has been reported.
+    """
+    training = config.training
+    # Initial weights and dropout follow the seed; the sampler has streams of its own.
+    torch.manual_seed(training.train_seed)
+    module = TrialModule(config, STHead(head_config(config, data)))
+    progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
+    state, own = _starting_state(config, folder / "checkpoints")
+    if state is not None:
+        restore_weights(module, state, folder / "checkpoints" / LAST)
+    validate_first = _continue_metrics(folder, state if own else None)
+    if own and state is not None:
+        progress.load_state_dict(state["progress"])
+    first_step = int(state["step"]) if state else 0
+    if not own and first_step >= training.max_steps:
+        raise UserError(
+            f"model.checkpoint is at step {first_step} already: training.max_steps="
+            f"{training.max_steps} must be larger"
+        )
+    sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, training.train_seed)
+    sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
+    saver = Saver(folder / "checkpoints", config, data, module, progress)
+    batches = TrainingBatches(sampler, reader, micro.sets, training_workers(config))
+    callback = TrialCallback(
+        config,
+        module,
+        batches,
+        micro,
+        Validation(config, data, reader, micro.sets),
+        saver,
+        progress,
+        state,
+        validate_first,
+        report,
+        started,
+    )
+    try:
+        if progress.exhausted:
+            callback.stop_reason = "patience"
+        elif first_step < training.max_steps:
+            callbacks = [callback, *StepProfiler.if_wanted(config, module, folder)]
+            steps = training.max_steps - first_step
+            make_trainer(training, device, micro, steps, callbacks).fit(module, batches)
+    finally:
+        try:
+            callback.deliver()
+        finally:
+            batches.close()
+            saver.close()
+    return callback
+
+
+def training_workers(config: Config) -> int:
+    """Reader threads: as configured, but no more than the machine has cores."""
+    return min(config.data.kwargs.num_workers, os.cpu_count() or 1)
+
+
+def _starting_state(config: Config, checkpoints: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The state to continue from, and whether it is this folder's own."""
+    if (checkpoints / LAST).is_file():
+        return read_training_state(checkpoints / LAST), True
+    if config.model.checkpoint is not None:
+        return read_training_state(Path(config.model.checkpoint).expanduser()), False
+    return None, False
+
+
+def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:
+    """Make the metrics end where the checkpoint does; returns whether to validate at once."""
+    if own is None:
+        cut_metrics(folder, -1)
+        return True
+    line = own["report"]
+    kept = cut_metrics(folder, int(line["step"]))
+    if not kept or kept[-1]["step"] < line["step"]:  # killed between checkpoint and line
+        append_metrics(folder, line)
+    return False
