@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from sesttune.data.readers import Batch, Reader
 from sesttune.data.sampling import CellSetSampler
 
@@ -26,6 +28,11 @@ class TrainingBatches:
         self._batch_size, self._workers = batch_size, num_workers
         self._ahead: deque[Future[Any]] = deque()
         self._threads = ThreadPoolExecutor(num_workers, "reader") if num_workers else None
+        self._stream: torch.cuda.Stream | None = None
+        self._moving: tuple[Batch, torch.cuda.Event] | None = None
+        if reader.device.type == "cuda":
+            self._stream = torch.cuda.Stream(reader.device)
+            self._stream.wait_stream(torch.cuda.current_stream())  # the reader's own uploads
         self.waited_s = 0.0
         """Seconds the caller has waited for batches."""
 
@@ -33,10 +40,15 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> Batch:
-        start = time.perf_counter()
-        prepared = self._read() if self._threads is None else self._read_ahead(self._threads)
-        self.waited_s += time.perf_counter() - start
-        return self._reader.finish(prepared)
+        if self._stream is None:
+            return self._reader.finish(self._prepared())
+        batch, ready = self._moving or self._move(self._stream)
+        self._moving = self._move(self._stream)
+        loop = torch.cuda.current_stream()
+        loop.wait_event(ready)
+        for tensor in batch.values():
+            tensor.record_stream(loop)  # or its memory could be given away while it is read
+        return batch
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -48,11 +60,20 @@ class TrainingBatches:
             self._threads = None
         self._sampler.close()
 
-    def _read(self) -> Any:
-        return self._reader.prepare(self._sampler.next_sets(self._batch_size))
+    def _move(self, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+        """Have the next batch copied and made dense beside the step that is being computed."""
+        prepared = self._prepared()
+        with torch.cuda.stream(stream):
+            return self._reader.finish(prepared), stream.record_event()
 
-    def _read_ahead(self, threads: ThreadPoolExecutor) -> Any:
-        while len(self._ahead) <= self._workers:
-            sets = self._sampler.next_sets(self._batch_size)
-            self._ahead.append(threads.submit(self._reader.prepare, sets))
-        return self._ahead.popleft().result()
+    def _prepared(self) -> Any:
+        start = time.perf_counter()
+        if self._threads is None:
+            prepared = self._reader.prepare(self._sampler.next_sets(self._batch_size))
+        else:
+            while len(self._ahead) <= self._workers:
+                sets = self._sampler.next_sets(self._batch_size)
+                self._ahead.append(self._threads.submit(self._reader.prepare, sets))
+            prepared = self._ahead.popleft().result()
+        self.waited_s += time.perf_counter() - start
+        return prepared

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sesttune.data.rows import CsrRows, gather, signed, to_host
+from sesttune.data.rows import CsrRows, gather, signed, to_host, torch_dtype
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
@@ -37,6 +37,7 @@ class Reader(Protocol):
     """Makes batches; `description` says where from, in one line."""
 
     description: str
+    device: torch.device
 
     def prepare(self, sets: CellSets) -> Any:
         """The part that a reader thread does."""
@@ -76,6 +77,7 @@ class HostReader:
 
     def __init__(self, data: TrialData, description: str = "") -> None:
         self._data, self.description = data, description
+        self.device = torch.device("cpu")
 
     def prepare(self, sets: CellSets) -> Batch:
         count, length = sets.pert_rows.shape
@@ -132,7 +134,7 @@ class StreamingReader:
     """Compressed rows from the host, made dense on the device."""
 
     def __init__(self, data: TrialData, device: torch.device, description: str = "") -> None:
-        self.description = description
+        self.description, self.device = description, device
         self._store, self._inputs = data.store, _DeviceInputs(data, device)
 
     def prepare(self, sets: CellSets) -> tuple[_Inputs, CsrRows]:
@@ -148,7 +150,7 @@ class ResidentReader:
     """The store in device memory."""
 
     def __init__(self, data: TrialData, device: torch.device, description: str = "") -> None:
-        self.description = description
+        self.description, self.device = description, device
         self._store, self._inputs = data.store, _DeviceInputs(data, device)
         self._genes = _upload(signed(data.store.indices), device)
         self._values = _upload(signed(data.store.values), device)
@@ -174,8 +176,7 @@ class ResidentReader:
 
 def _upload(array: np.ndarray, device: torch.device, piece: int = 64 * 2**20) -> Tensor:
     """`array` on `device`, copied in pieces so that the host never holds it whole."""
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    out = torch.empty(array.shape, dtype=dtype, device=device)
+    out = torch.empty(array.shape, dtype=torch_dtype(array), device=device)
     for first in range(0, len(array), piece):
         out[first : first + piece] = torch.from_numpy(np.array(array[first : first + piece]))
     return out

@@ -91,10 +91,8 @@ def gather(store: CsrArrays, rows: np.ndarray, pin: bool) -> CsrRows:
     taken = [slice(a, b) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
 
     def joined(array: np.ndarray) -> Tensor:
-        source = signed(array)
-        out = torch.empty(
-            int((stops - starts).sum()), dtype=torch.from_numpy(source[:0]).dtype, pin_memory=pin
-        )
+        source, count = signed(array), int((stops - starts).sum())
+        out = torch.empty(count, dtype=torch_dtype(source), pin_memory=pin)
         np.concatenate([source[t] for t in taken], out=out.numpy())
         return out
 
@@ -110,6 +108,11 @@ def to_host(array: np.ndarray, pin: bool) -> Tensor:
     """A tensor of a small array, page-locked with `pin`, so that its copy does not wait."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory() if pin else tensor
+
+
+def torch_dtype(array: np.ndarray) -> torch.dtype:
+    """torch's name for the type of `array`."""
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
 def signed(array: np.ndarray) -> np.ndarray:

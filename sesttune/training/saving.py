@@ -128,9 +128,8 @@ def thin(folder: Path, budget: float) -> None:
     """
     steps = sorted(int(path.stem[5:]) for path in folder.glob("step=*.ckpt"))
     while steps and _bytes_in(folder) > budget:
-        gaps = [
-            after - before for before, after in zip([0, *steps[:-2]], steps[1:], strict=True)
-        ] or [0]
+        # The gap that each would leave, the newest left out.
+        gaps = [b - a for a, b in zip([0, *steps], steps[1:], strict=False)] or [0]
         (folder / f"step={steps.pop(gaps.index(min(gaps)))}.ckpt").unlink()
 
 

@@ -134,28 +134,39 @@ run_trial(config, Path(sys.argv[2]), Path(sys.argv[3]), lambda line: time.sleep(
 """
 
 
-def test_kill_9_loses_no_line_and_repeats_none(tiny: TinyData, tmp_path: Path) -> None:
+def test_200_steps_are_80_and_a_kill_and_120(tiny: TinyData, tmp_path: Path) -> None:
     from sesttune.config.load import to_yaml
 
-    config, manifest = ready(tiny, **{"training.max_steps": 200})
+    more = {"training.max_steps": 200, "training.lr_schedule": "cosine"}
+    config, manifest = ready(tiny, **more, **{"training.patience": 50, "training.ema_decay": 0.99})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     folder = tmp_path / "trial"
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(manifest)]
     command += [str(folder), str(Path(__file__).parents[1])]
-    for enough in (3, 12):
+    for last_seen in (20, 80):  # killed twice
         process = subprocess.Popen(command, cwd=tmp_path)
         deadline = time.monotonic() + 120
-        while len(read_metrics(folder)) < enough and time.monotonic() < deadline:
+        while last_seen not in steps(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert enough <= len(read_metrics(folder)) < 41
+        assert last_seen <= steps(folder)[-1] < 200
     run_trial(config, manifest, folder)
-    assert steps(folder) == list(range(0, 201, 5))
     run_trial(config, manifest, tmp_path / "straight")
-    straight = read_checkpoint(tmp_path / "straight" / "checkpoints" / "last.ckpt")["model"]
-    killed = read_checkpoint(folder / "checkpoints" / "last.ckpt")["model"]
-    assert all(torch.equal(straight[name], killed[name]) for name in straight)
+    assert steps(folder) == list(range(0, 201, 5))
+    for line, other in zip(read_metrics(tmp_path / "straight"), read_metrics(folder), strict=True):
+        for key in ("val_loss", "best_val_loss", "best_step", "train_loss", "grad_norm", "lr"):
+            assert line[key] == other[key] or math.isnan(line[key]), key
+    straight, killed = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("straight", "trial")
+    )
+    for part in ("model", "average"):
+        assert all(torch.equal(straight[part][k], killed[part][k]) for k in straight[part])
+    for moments, others in zip(
+        straight["optimizer"]["state"].values(), killed["optimizer"]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(moments[key], others[key]) for key in moments)
 
 
 def test_a_kill_between_checkpoint_and_line_leaves_no_hole(tiny: TinyData, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_data import MeanEncoder, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.data.loader import TrainingBatches
+from sesttune.data.readers import HostReader, ResidentReader, StreamingReader, choose_reader
+from sesttune.data.sampling import CellSetSampler
+from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
+    tiny = write_tiny(tmp_path_factory.mktemp("tiny"))
+    return TrialData.open(prepare(load_config(base=tiny.settings()), MeanEncoder))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader])
+def test_every_reader_gives_the_batches_of_the_host(
+    data: TrialData, kind: type, device: str
+) -> None:
+    plain = TrainingBatches(CellSetSampler(data, 8, 0), HostReader(data), 4)
+    moved = TrainingBatches(
+        CellSetSampler(data, 8, 0), kind(data, torch.device(device)), 4, num_workers=2
+    )
+    for _ in range(30):  # more than an epoch
+        one, two = next(plain), next(moved)
+        assert {name: t.shape for name, t in one.items()} == {n: t.shape for n, t in two.items()}
+        assert all(tensor.device.type == device for tensor in two.values())
+        for name in one:
+            assert torch.allclose(one[name], two[name].cpu(), rtol=1e-6, atol=0), name
+    plain.close()
+    moved.close()
+
+
+def test_a_cpu_reads_from_the_page_cache_and_says_so(data: TrialData) -> None:
+    reader = choose_reader(data, torch.device("cpu"))
+    assert isinstance(reader, HostReader)
+    assert reader.description == "store of 0.00 GiB in memory (page cache)"
+
+
+def test_a_store_larger_than_memory_is_streamed_and_said_so(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(data.store), "nbytes", 2**60)
+    reader = choose_reader(data, torch.device("cpu"))
+    assert "streamed from disk" in reader.description
+
+
+def test_a_device_is_asked_for_where_there_is_none(data: TrialData) -> None:
+    with pytest.raises(UserError, match="store_location=device needs a GPU"):
+        choose_reader(data, torch.device("cpu"), "device")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_takes_the_store_where_there_is_room(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cuda = torch.device("cuda", 0)
+    assert isinstance(choose_reader(data, cuda), ResidentReader)
+    assert isinstance(choose_reader(data, cuda, "host"), StreamingReader)
+    monkeypatch.setattr(type(data.store), "nbytes", 2**60)
+    assert isinstance(choose_reader(data, cuda), StreamingReader)
+    with pytest.raises(UserError, match="GiB is free for data; set it to auto or host"):
+        choose_reader(data, cuda, "device")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_never_waited_for(data: TrialData) -> None:
+    reader = ResidentReader(data, torch.device("cuda"))
+    batches = TrainingBatches(CellSetSampler(data, 8, 0), reader, 4, num_workers=2)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            next(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        batches.close()

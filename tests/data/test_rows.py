@@ -1,0 +1,69 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from sesttune.data.rows import BLOCK, CsrRows, dense_rows, gather, signed, unsigned
+
+
+def store(values: np.dtype, genes: np.dtype, kind: str, n: int = 3 * BLOCK + 5) -> SimpleNamespace:
+    """CSR arrays with empty rows; `kind` of the values is raw, log1p or both."""
+    rng = np.random.default_rng(0)
+    x = sparse.random(n, 300, 0.2, "csr", rng=rng)
+    x.data = rng.integers(1, 60_000, len(x.data)).astype(np.float32)
+    raw = {"raw": np.full(n, True), "log1p": np.full(n, False), "both": rng.random(n) < 0.5}[kind]
+    scale = np.where(raw, rng.random(n) + 0.1, 0.0).astype(np.float32)
+    return SimpleNamespace(
+        indptr=x.indptr.astype(np.int64),
+        indices=x.indices.astype(genes),
+        values=x.data.astype(values),
+        scale=scale,
+        n_genes=300,
+        expected=np.where(
+            raw[:, None], np.log1p(x.toarray().astype(np.float64) * scale[:, None]), x.toarray()
+        ),
+    )
+
+
+KINDS = [
+    (np.uint16, np.uint16, "raw"),
+    (np.uint16, np.uint32, "both"),
+    (np.float32, np.uint16, "log1p"),
+    (np.float32, np.uint32, "both"),
+]
+
+
+@pytest.mark.parametrize(("values", "genes", "kind"), KINDS)
+def test_host_and_device_give_the_same_rows(values: np.dtype, genes: np.dtype, kind: str) -> None:
+    cells = store(values, genes, kind)
+    rows = np.random.default_rng(1).integers(0, len(cells.scale), 2 * BLOCK + 3)
+    on_host = dense_rows(cells, rows)
+    assert on_host.dtype == np.float32
+    assert np.allclose(on_host, cells.expected[rows], rtol=1e-6)
+    moved = gather(cells, rows, pin=False).to(torch.device("cpu")).dense(300)
+    assert np.allclose(moved.numpy(), on_host, rtol=1e-6)
+
+
+def test_rows_without_values_are_zero() -> None:
+    cells = store(np.uint16, np.uint16, "raw", 4)
+    cells.indptr[:] = 0
+    assert not dense_rows(cells, np.array([2, 0])).any()
+    assert not gather(cells, np.array([2, 0]), pin=False).dense(300).any()
+
+
+def test_the_largest_unsigned_numbers_survive_the_journey() -> None:
+    for dtype in (np.uint16, np.uint32):
+        numbers = np.array([0, 1, np.iinfo(dtype).max // 2 + 1, np.iinfo(dtype).max], dtype)
+        assert unsigned(torch.from_numpy(signed(numbers))).tolist() == numbers.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("values", "genes", "kind"), KINDS)
+def test_a_gpu_makes_the_same_rows(values: np.dtype, genes: np.dtype, kind: str) -> None:
+    cells = store(values, genes, kind)
+    rows = np.random.default_rng(1).integers(0, len(cells.scale), 70)
+    compressed: CsrRows = gather(cells, rows, pin=True).to(torch.device("cuda"))
+    assert np.allclose(compressed.dense(300).cpu().numpy(), dense_rows(cells, rows), rtol=1e-5)

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sesttune.training.host_memory import ENVIRONMENT, mapped_gib
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+FAULTS = """
+import resource, sys, threading
+import torch
+from sesttune.training.host_memory import keep_freed_memory
+if "keep" in sys.argv:
+    keep_freed_memory()
+def step():
+    for _ in range(10):
+        torch.ones(16_000_000)  # 64 MB: 16,000 pages
+def count():
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+if "thread" in sys.argv:
+    worker = threading.Thread(target=count)
+    worker.start()
+    worker.join()
+else:
+    count()
+"""
+
+
+def page_faults(*arguments: str, **environment: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, *arguments],
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_freed_memory_is_used_again(where: str) -> None:
+    assert page_faults(where) > 10_000  # else there is nothing to gain on this machine
+    assert page_faults(where, "keep") < 1_000
+    assert page_faults(where, **ENVIRONMENT) < 1_000
+
+
+MAPPED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from sesttune.training.host_memory import mapped_gib
+folder = Path(sys.argv[1])
+array = np.load(folder / "values.npy", mmap_mode="r")
+array.sum()
+print("mapped", flush=True)
+sys.stdin.readline()
+print(*mapped_gib(folder))
+"""
+
+
+def test_processes_share_one_copy_of_the_store(tmp_path: Path) -> None:
+    np.save(tmp_path / "values.npy", np.ones(32 * 2**20, np.uint8))
+    command = [sys.executable, "-c", MAPPED, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for process in running:
+        assert process.stdout.readline() == "mapped\n"
+    found, _ = running[0].communicate("\n")  # while the others still have it mapped
+    for process in running[1:]:
+        process.communicate("\n")
+    assert [float(word) for word in found.split()] == pytest.approx([1 / 32, 1 / 96], rel=0.02)
+
+
+def test_a_folder_that_is_not_mapped_takes_nothing(tmp_path: Path) -> None:
+    assert mapped_gib(tmp_path) == (0.0, 0.0)

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.data.trial_data import prepare
+from sesttune.errors import UserError
+from sesttune.model.head_checkpoint import read_checkpoint
+from sesttune.model.st_head import STHead
+from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
+from sesttune.training.records import read_metrics, read_trial
+from sesttune.training.trial import run_trial
+
+
+@pytest.mark.parametrize(
+    ("whole", "pieces"), [((16, 1), [8, 4, 2, 1]), ((6, 1), [3, 1]), ((5, 2), [2, 1])]
+)
+def test_pieces_get_smaller_and_the_batch_stays(whole: tuple[int, int], pieces: list[int]) -> None:
+    micro, found = MicroBatch(*whole), []
+    while micro.sets > 1:
+        micro = micro.smaller()
+        found.append(micro.sets)
+        assert micro.sets * micro.accumulate == whole[0] * whole[1]
+    assert found == pieces
+    with pytest.raises(UserError, match="out of memory with a single cell set"):
+        micro.smaller()
+
+
+def test_the_machine_says_out_of_memory_in_a_way_that_is_understood() -> None:
+    with pytest.raises(RuntimeError) as caught:  # more than any machine has
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, sets: int, from_pass: int = 0) -> list[int]:
+    """Make a training pass of more than `sets` sets fail; returns the passes that were tried."""
+    forward, passes = STHead.forward, []
+
+    def limited(self: STHead, control_emb: torch.Tensor, pert_emb: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            passes.append(len(control_emb))
+            if len(control_emb) > sets and len(passes) > from_pass:
+                raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return forward(self, control_emb, pert_emb)
+
+    monkeypatch.setattr(STHead, "forward", limited)
+    return passes
+
+
+def test_out_of_memory_keeps_the_batch_and_goes_on_from_the_last_good_state(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(base=tiny.settings(**{"model.kwargs.dropout": 0.0}))
+    manifest = prepare(config, MeanEncoder)
+    run_trial(config, manifest, tmp_path / "roomy")
+    reports: list[float] = []
+    passes = limit_memory(monkeypatch, 1, from_pass=8)  # fails in step 9, after the first report
+    folder = tmp_path / "tight"
+    result = run_trial(config, manifest, folder, lambda line: reports.append(line["step"]))
+    assert result.step == 20
+    assert passes[8:11] == [4, 2, 1]
+    assert reports == [0, 5, 10, 15, 20]  # nothing is reported twice
+    record = read_trial(folder)
+    assert record is not None
+    assert record.facts["micro_batch"] == 1
+    one, two = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("roomy", "tight")
+    )
+    assert one["sets_drawn"] == two["sets_drawn"] == 80
+    for line, other in zip(read_metrics(tmp_path / "roomy"), read_metrics(folder), strict=True):
+        assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+
+
+def test_a_resumed_trial_remembers_what_fitted(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(base=tiny.settings())
+    manifest = prepare(config, MeanEncoder)
+    passes = limit_memory(monkeypatch, 2)
+    run_trial(load_config(base=tiny.settings(**{"training.max_steps": 10})), manifest, tmp_path)
+    del passes[:]
+    run_trial(config, manifest, tmp_path)
+    assert set(passes) == {2}
+
+
+def test_below_one_set_the_trial_says_what_would_help(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(base=tiny.settings())
+    passes = limit_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match="single cell set a pass: lower model.kwargs"):
+        run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    assert passes == [4, 2, 1]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0]
