@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sesttune.atomic import write_text
 from sesttune.command import program
 from sesttune.run_setup import DATA, RESULT, Run
 from sesttune.search.outcome import SweepOutcome
+from sesttune.training.records import list_trials
 
 
 def write_result(folder: Path, outcome: SweepOutcome) -> None:
@@ -41,6 +43,7 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     lines = [
         f"baselines: {listed}",
         f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
+        *_how_trials_ran(run.folder),
         f"browse:    {program()} ui output_dir={where}",
     ]
     failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
@@ -56,6 +59,24 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
             f"promote:   {program()} promote --sweep {run.folder.name} --output-dir {where}"
         )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _how_trials_ran(folder: Path) -> list[str]:
+    """Start-up, where the data lay, and batches that had to be made smaller."""
+    records = [record for record in list_trials(folder) if "data" in record.facts]
+    if not records:
+        return []
+    last = [lines[-1] for record in records if (lines := record.metrics())]
+    started = [s for line in last if math.isfinite(s := line.get("startup_s", math.nan))]
+    start = f"first step after {statistics.median(started):.1f} s (median), " if started else ""
+    told = [f"trials:    {start}{records[-1].facts['data']}"]
+    small = [record for record in records if "micro_batch" in record.facts]
+    if small:
+        told.append(
+            f"memory:    short in {len(small)} trials, which took fewer cell sets a pass and "
+            "more passes a step; results are the same"
+        )
+    return told
 
 
 def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ predict treat both alike.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -45,14 +46,19 @@ def main(argv: Sequence[str]) -> int:
     if not where.exists():
         write_trial(TrialRecord(TRIAL_ID, where))
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
-        run_trial(config, training.manifest, where, lambda line: _show(console, line))
+        run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)
     show_result(training, outcome, console)
     return 1 if outcome.best is None or outcome.best.stop_reason == "nan" else 0
 
 
-def _show(console: Console, line: dict[str, float]) -> None:
+def _show(console: Console, folder: Path, line: dict[str, float]) -> None:
+    from sesttune.training.records import read_trial
+
+    record = read_trial(folder)
+    if line["step"] == 0 and record is not None:
+        console.print(f"data: {record.facts['data']}", highlight=False)
     console.print(
         f"step {int(line['step']):>7,}  train_loss {line['train_loss']:<9.4g} "
         f"val_loss {line['val_loss']:<9.4g} best {line['best_val_loss']:<9.4g} "

@@ -46,7 +46,7 @@ def check_values(config: Config) -> None:
         "training.gradient_clip_val": training.gradient_clip_val,
         "training.checkpoint_budget_gb": training.checkpoint_budget_gb,
         "data.kwargs.target_sum": data.target_sum,
-        "sweep.gpus_per_trial": sweep.gpus_per_trial,
+        "sweep.gpus_per_trial": sweep.gpu_share,
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
     }
     for key, value in above_zero.items():
@@ -68,6 +68,8 @@ def check_values(config: Config) -> None:
         if choice not in allowed:
             names = ", ".join(str(name) for name in allowed if name is not None)
             raise UserError(f"{key}={choice} is not one of {names}")
+    if isinstance(sweep.gpus_per_trial, str) and sweep.gpus_per_trial != "auto":
+        raise UserError(f"sweep.gpus_per_trial={sweep.gpus_per_trial} must be a number, or auto")
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.kwargs.val_fraction={data.val_fraction} must be between 0 and 1")
     if not 0 <= model.se_min_matched <= 1:

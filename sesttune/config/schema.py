@@ -126,8 +126,8 @@ class SweepConfig:
     """Trials to run; null takes the space file's. A grid runs all its points."""
     max_concurrent: int | None = None
     """Trials at once; null fills the GPUs, or the CPU cores where there is none."""
-    gpus_per_trial: float = 1.0
-    """Share of a GPU a trial takes; ignored without GPUs."""
+    gpus_per_trial: int | float | str = 1.0
+    """Share of a GPU a trial takes, or `auto` to measure how many fit; ignored without GPUs."""
     cpus_per_trial: float = 1.0
     asha: bool = True
     """Stop poor trials early."""
@@ -137,6 +137,11 @@ class SweepConfig:
     seed: int = 42
     address: str | None = None
     """An existing Ray cluster; null starts one on this machine."""
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs of a trial as a number; `auto` is a whole one until it has been measured."""
+        return 1.0 if isinstance(self.gpus_per_trial, str) else float(self.gpus_per_trial)
 
 
 @dataclass(frozen=True)

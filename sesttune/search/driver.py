@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sesttune.config.load import to_dict
+from sesttune.config.load import to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.ledger import TrialLedger, try_again
 from sesttune.search.listener import SweepListener
 from sesttune.search.outcome import SweepOutcome, read_outcome
-from sesttune.search.ray_session import Slots, ray_session
+from sesttune.search.packing import trials_per_gpu
+from sesttune.search.ray_session import Slots, ray_session, slots
 from sesttune.search.space import SearchSpace
 from sesttune.training.records import list_trials
 
@@ -52,10 +53,24 @@ def run_sweep(
         # are unfinished after the first round, and get workers of their own in a second.
         for keep_workers in (True, False):
             if ledger.remaining():
-                with ray_session(config) as slots:
-                    _fit(ledger, config, manifest.absolute(), listeners, slots, keep_workers)
+                with ray_session(config) as available:
+                    packed, given = _pack(config, space, manifest.absolute(), folder, available)
+                    _fit(ledger, packed, manifest.absolute(), listeners, given, keep_workers)
                 ledger = TrialLedger(folder, config, space)
         return read_outcome(folder, config)
+
+
+def _pack(
+    config: Config, space: SearchSpace, manifest: Path, folder: Path, given: Slots
+) -> tuple[Config, Slots]:
+    """Settings and slots with `sweep.gpus_per_trial=auto` measured."""
+    if config.sweep.gpus_per_trial != "auto" or given.gpus == 0:
+        return config, given
+    import ray
+
+    share = 1 / trials_per_gpu(config, space, manifest, folder)
+    packed = with_point(config, {"sweep.gpus_per_trial": share})
+    return packed, slots(packed, ray.cluster_resources())
 
 
 def _fit(

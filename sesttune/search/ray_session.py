@@ -90,7 +90,7 @@ def slots(config: Config, available: dict[str, float]) -> Slots:
     cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
     if device == "cuda" and gpus == 0:
         raise UserError("training.device=cuda, but Ray has no GPU: set training.device=auto or cpu")
-    per_trial = 0.0 if device == "cpu" or gpus == 0 else sweep.gpus_per_trial
+    per_trial = 0.0 if device == "cpu" or gpus == 0 else sweep.gpu_share
     if sweep.cpus_per_trial > cpus:
         raise UserError(f"sweep.cpus_per_trial={sweep.cpus_per_trial:g}: there are {cpus:g} cores")
     if per_trial > gpus:

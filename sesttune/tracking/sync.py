@@ -117,7 +117,9 @@ class RunTracker:
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
         self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
-        self._client.log_artifact(parent, str(self.folder / "sweep.yaml"))
+        for name in ("sweep.yaml", "packing.json"):
+            if (self.folder / name).is_file():
+                self._client.log_artifact(parent, str(self.folder / name))
         if board and board[0]["best_val_loss"] is not None:
             top = board[0]
             best = {"step": top["best_step"], "time": 0.0, "best_val_loss": top["best_val_loss"]}

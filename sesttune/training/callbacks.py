@@ -76,6 +76,8 @@ class TrialCallback(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, index: int
     ) -> None:
+        if math.isnan(self.startup_s):
+            self._note_startup()
         # The norm is wanted for the step that a report follows, and for no other.
         self._module.measure_grad_norm = self._due(self.step + 1)
         for group in trainer.optimizers[0].param_groups:
@@ -95,8 +97,6 @@ class TrialCallback(lightning.Callback):
             return
         self.step = step
         self._module.update_average(step)
-        if math.isnan(self.startup_s):
-            self._note_startup()
         if self._unreported is not None and not self._saver.writing:
             self.deliver()
         if step % self._training.log_every_n_steps == 0 and self._diverged():

@@ -66,7 +66,7 @@ def run_trial(
     if device.type == "cpu":
         keep_freed_memory()
     data = TrialData.open(manifest)
-    share = min(1.0, config.sweep.gpus_per_trial)
+    share = min(1.0, config.sweep.gpu_share)
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
     note_facts(folder, data=reader.description)
     micro = MicroBatch(config.training.batch_size, config.training.accumulate_grad_batches)

@@ -19,7 +19,7 @@ from sesttune.config.load import load_config
 from sesttune.tracking.background import BackgroundSync
 from sesttune.tracking.store import tracking_uri, without_secrets
 from sesttune.tracking.sync import RunTracker
-from sesttune.training.records import trial_folder, update_trial
+from sesttune.training.records import note_facts, trial_folder, update_trial
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,25 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     assert "sesttune promote --sweep sweep" in note
     board = Path(client.download_artifacts(parent.info.run_id, "leaderboard.csv", str(tmp_path)))
     assert board.read_text().splitlines()[1].startswith("001,0.5,9,9,max_steps")
+
+
+def test_what_a_trial_found_out_and_its_profile_arrive(uri: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    trial = trial_folder(folder, "001")
+    tracker = RunTracker(folder, uri, str(tmp_path))
+    report(folder, "001", range(0, 2))
+    note_facts(trial, data="store of 1.00 GiB in memory (page cache)")
+    tracker.sync()
+    note_facts(trial, micro_batch=8)
+    (trial / "profile").mkdir()
+    (trial / "profile" / "breakdown.json").write_text("{}")
+    finish(folder, "001")
+    tracker.sync()
+    run = runs(uri, str(tmp_path))["001 lr=1.0e-04 batch=8"]
+    assert run.data.tags["data"] == "store of 1.00 GiB in memory (page cache)"
+    assert run.data.tags["micro_batch"] == "8"
+    kept = MlflowClient(uri).list_artifacts(run.info.run_id, "profile")
+    assert [artifact.path for artifact in kept] == ["profile/breakdown.json"]
 
 
 def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path) -> None:

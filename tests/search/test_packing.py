@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+from helpers.tiny_data import MeanEncoder, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.data.trial_data import prepare
+from sesttune.errors import UserError
+from sesttune.search.driver import run_sweep
+from sesttune.search.packing import Measured, choose, find_packing
+from sesttune.search.space import parse_space
+from sesttune.training.records import list_trials
+
+
+def rates(*steps_per_s: float, gib: float = 10.0) -> list[Measured]:
+    return [Measured(2**n, rate, gib) for n, rate in enumerate(steps_per_s)]
+
+
+@pytest.mark.parametrize(
+    ("measured", "chosen"),
+    [
+        (rates(100), 1),
+        (rates(100, 105), 1),  # the GPU was busy: two trials at half the speed
+        (rates(100, 150), 2),
+        (rates(100, 150, 155), 2),
+        (rates(100, 190, 300), 4),
+        (rates(100, 90, 300), 1),  # a jump after a loss is a faulty measurement
+    ],
+)
+def test_more_trials_share_a_gpu_while_it_pays(measured: list[Measured], chosen: int) -> None:
+    assert choose(measured) == chosen
+
+
+def packing(outcomes: dict[int, Measured | None], gpu_gib: float) -> list[int]:
+    tried = []
+
+    def run(count: int) -> Measured | None:
+        tried.append(count)
+        return outcomes[count]
+
+    find_packing(run, [1, 2, 4], gpu_gib)
+    return tried
+
+
+def test_nothing_is_tried_that_cannot_fit_or_pay() -> None:
+    one, two, four = rates(100, 190, 300, gib=30.0)
+    assert packing({1: one, 2: two, 4: four}, gpu_gib=141.0) == [1, 2, 4]
+    assert packing({1: one, 2: two}, gpu_gib=80.0) == [1, 2]
+    assert packing({1: one}, gpu_gib=40.0) == [1]
+    assert packing({1: one, 2: Measured(2, 101, 30.0)}, gpu_gib=141.0) == [1, 2]
+    assert packing({1: one, 2: None}, gpu_gib=141.0) == [1, 2]  # ran out of memory
+    with pytest.raises(UserError, match="does not fit a whole GPU"):
+        packing({1: None}, gpu_gib=8.0)
+
+
+def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
+    """Real Ray and real trials; the GPU is one that Ray counts and torch does not see."""
+    import ray
+
+    more = {"training.device": "auto", "sweep.gpus_per_trial": "auto", "training.max_steps": 10}
+    config = load_config(base=write_tiny(tmp_path).settings(**more))
+    manifest = prepare(config, MeanEncoder)
+    batches = {"type": "choice", "values": [2, 4]}
+    space = parse_space(
+        {"searcher": "grid", "parameters": {"training.batch_size": batches}}, "test space"
+    )
+    folder = tmp_path / "sweep"
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        run_sweep(folder, config, space, manifest)
+        record = json.loads((folder / "packing.json").read_text())
+        counts = [measured["trials"] for measured in record["measured"]]
+        assert counts == [1, 2]  # two cores: no room for four
+        assert record["trials_per_gpu"] in counts
+        assert all(measured["steps_per_s"] > 0 for measured in record["measured"])
+        assert not (folder / ".packing").exists()
+        assert {r.status for r in list_trials(folder)} == {"done"}
+        written = (folder / "packing.json").stat().st_mtime_ns
+        run_sweep(folder, config, space, manifest, resume=True)
+        assert (folder / "packing.json").stat().st_mtime_ns == written
+    finally:
+        ray.shutdown()
