@@ -37,11 +37,10 @@ from torch import nn
 
 from sesttune.config.load import from_dict, load_config, to_dict
 from sesttune.config.schema import Config
-from sesttune.data.readers import ResidentReader
-from sesttune.data.sampling import CellSetSampler
+from sesttune.data.readers import HostReader, ResidentReader
+from sesttune.data.sampling import CellSets, CellSetSampler
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.model.st_head import HeadConfig, STHead
-from sesttune.training.host_memory import keep_freed_memory
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
@@ -118,51 +117,49 @@ def read_job(folder: Path) -> tuple[Config, Path]:
 
 
 def rows_rate(folder: Path) -> dict[str, float]:
-    """Rows/s of one batch's perturbed cells, best of five batches."""
-    keep_freed_memory()
+    """Rows/s of the perturbed cells of batches, as the reader threads make them."""
     config, manifest = read_job(folder)
     data = TrialData.open(manifest)
-    count = config.training.batch_size
     sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, 0)
-    batches = [sampler.next_sets(count).pert_rows.ravel() for _ in range(6)]
-    threads = ThreadPoolExecutor(os.cpu_count())
-    parts = os.cpu_count() or 1
+    sets = [sampler.next_sets(config.training.batch_size) for _ in range(12)]
+    found = {}
+    for count in sorted({1, os.cpu_count() or 1}):
+        host, threads = HostReader(data), ThreadPoolExecutor(count)
 
-    def from_store(rows: np.ndarray) -> None:
-        list(threads.map(data.store.dense, np.array_split(rows, parts)))
+        def from_store(sets: list[CellSets], host=host, threads=threads, count=count) -> None:
+            for first in range(0, len(sets), count):
+                for _ in threads.map(host.prepare, sets[first : first + count]):
+                    pass
 
+        found[f"store, {count} threads"] = best_rate(from_store, sets)
     with h5py.File(folder / "cells.h5ad") as file:
         x = file["X"]
 
-        def one_by_one(rows: np.ndarray) -> None:
-            for row in rows:
+        def one_by_one(sets: list[CellSets]) -> None:
+            for row in sets[0].pert_rows.ravel():
                 read_row(x, int(row), data.n_genes)
 
-        found = {
-            "store, one thread": best_rate(data.store.dense, batches),
-            f"store, {parts} threads": best_rate(from_store, batches),
-            "HDF5, row by row": best_rate(one_by_one, batches[:2]),
-        }
+        found["HDF5, row by row"] = best_rate(one_by_one, sets[:1])
     if torch.cuda.is_available():
         reader = ResidentReader(data, torch.device("cuda"))
-        sets = [sampler.next_sets(count) for _ in range(20)]
 
-        def on_device(_: np.ndarray) -> None:
+        def on_device(sets: list[CellSets]) -> None:
             for part in sets:
                 reader.finish(reader.prepare(part))
             torch.cuda.synchronize()
 
-        found["device memory"] = 20 * best_rate(on_device, batches)
+        found["device memory"] = best_rate(on_device, sets)
     return found
 
 
-def best_rate(read: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> float:
+def best_rate(read: Callable[[list[CellSets]], None], sets: list[CellSets]) -> float:
+    """Rows/s of the best of five passes over `sets`, after one that warms memory up."""
     times = []
-    for rows in batches:
+    for _ in range(6):
         start = time.perf_counter()
-        read(rows)
+        read(sets)
         times.append(time.perf_counter() - start)
-    return len(batches[0]) / min(times[1:])
+    return sum(part.pert_rows.size for part in sets) / min(times[1:])
 
 
 def ours(folder: Path) -> dict[str, float]:

@@ -64,6 +64,7 @@ def _show(console: Console, folder: Path, line: dict[str, float]) -> None:
         f"val_loss {line['val_loss']:<9.4g} best {line['best_val_loss']:<9.4g} "
         f"{line['steps_per_s']:.1f} steps/s",
         highlight=False,
+        soft_wrap=True,
     )
 
 

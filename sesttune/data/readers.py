@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sesttune.data.rows import CsrRows, gather, signed, to_host, torch_dtype
+from sesttune.data.rows import Buffers, CsrRows, gather, signed, to_host, torch_dtype
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
@@ -78,12 +78,14 @@ class HostReader:
     def __init__(self, data: TrialData, description: str = "") -> None:
         self._data, self.description = data, description
         self.device = torch.device("cpu")
+        self._buffers = Buffers()
 
     def prepare(self, sets: CellSets) -> Batch:
         count, length = sets.pert_rows.shape
         controls = self._data.controls
         embeddings = controls.matrix[controls.row_of_cell[sets.control_rows.ravel()]]
-        target = self._data.store.dense(sets.pert_rows.ravel())
+        target = self._buffers.take((count * length, self._data.n_genes))
+        self._data.store.dense(sets.pert_rows.ravel(), target)
         return {
             "control_emb": torch.from_numpy(embeddings).view(count, length, -1),
             "pert_emb": torch.from_numpy(self._data.features[sets.pert_codes]),

@@ -92,9 +92,9 @@ class CellStore:
         """Bytes of the expression values and their gene indices."""
         return self.indices.nbytes + self.values.nbytes
 
-    def dense(self, rows: np.ndarray) -> np.ndarray:
-        """log1p expression of `rows` (int64 [n]), float32 [n, genes]."""
-        return dense_rows(self, rows)
+    def dense(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """log1p expression of `rows` (int64 [n]), float32 [n, genes], into `out` if given."""
+        return dense_rows(self, rows, out)
 
 
 def build_store(

@@ -145,7 +145,7 @@ class TrialCallback(lightning.Callback):
             "val_loss": val_loss,
             "best_val_loss": self.progress.best,
             "best_step": self.progress.best_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": learning_rate(max(self.step - 1, 0), self._training),
             "grad_norm": float(module.grad_norm),
             **rates,
             "max_steps": self._training.max_steps,

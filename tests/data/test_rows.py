@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from sesttune.data.rows import BLOCK, CsrRows, dense_rows, gather, signed, unsigned
+from sesttune.data.rows import BLOCK, Buffers, CsrRows, dense_rows, gather, signed, unsigned
 
 
 def store(values: np.dtype, genes: np.dtype, kind: str, n: int = 3 * BLOCK + 5) -> SimpleNamespace:
@@ -57,6 +57,22 @@ def test_the_largest_unsigned_numbers_survive_the_journey() -> None:
     for dtype in (np.uint16, np.uint32):
         numbers = np.array([0, 1, np.iinfo(dtype).max // 2 + 1, np.iinfo(dtype).max], dtype)
         assert unsigned(torch.from_numpy(signed(numbers))).tolist() == numbers.tolist()
+
+
+def test_a_buffer_is_used_again_when_the_last_tensor_over_it_is_gone() -> None:
+    buffers = Buffers()
+    first = buffers.take((6, 5))
+    where = first.ctypes.data
+    view = torch.from_numpy(first).view(2, 3, 5)
+    weight = torch.ones(5, requires_grad=True)
+    kept = (view * weight).sum()  # the graph needs `view` for the gradient
+    del first, view
+    second = buffers.take((6, 5))
+    assert second.ctypes.data != where
+    kept.backward()
+    del kept
+    assert buffers.take((6, 5)).ctypes.data == where
+    assert buffers.take((4, 5)).shape == (4, 5)
 
 
 @pytest.mark.gpu

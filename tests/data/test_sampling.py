@@ -126,7 +126,7 @@ def test_a_later_start_skips_exactly_what_was_drawn(data: TrialData) -> None:
 def test_an_error_in_a_reader_thread_reaches_the_loop(
     data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(rows: np.ndarray) -> np.ndarray:
+    def fail(rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(data.store, "dense", fail)

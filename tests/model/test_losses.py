@@ -35,18 +35,51 @@ def test_energy_distance_equals_its_definition(offset: float) -> None:
 
 
 def test_energy_distance_gradient_equals_that_of_the_definition() -> None:
-    x, y = sets(1)
-    x.requires_grad_()
-    energy_distance(x, y).sum().backward()
-    assert x.grad is not None
-    wide = x.detach().double().requires_grad_()
-    pairs = (wide[:, :, None] - wide[:, None]).square().sum(-1)
-    apart = pairs > 0
-    within = torch.where(apart, pairs, 1.0).sqrt() * apart
-    across = (wide[:, :, None] - y.double()[:, None]).norm(dim=-1)
-    (across.mean((-2, -1)) - within.mean((-2, -1)) / 2).sum().backward()
-    assert wide.grad is not None
-    assert torch.allclose(x.grad.double(), wide.grad, rtol=1e-3, atol=1e-7)
+    for x, y in (sets(1), realistic(4)):
+        x.requires_grad_()
+        weights = torch.arange(1.0, 1.0 + len(x))  # sets count differently in what follows
+        (energy_distance(x, y) * weights).sum().backward()
+        assert x.grad is not None
+        wide = x.detach().double().requires_grad_()
+        pairs = (wide[:, :, None] - wide[:, None]).square().sum(-1)
+        apart = pairs > 0
+        within = torch.where(apart, pairs, 1.0).sqrt() * apart
+        across = (wide[:, :, None] - y.double()[:, None]).norm(dim=-1)
+        value = across.mean((-2, -1)) - within.mean((-2, -1)) / 2
+        (value * weights).sum().backward()
+        assert wide.grad is not None
+        assert (x.grad - wide.grad).abs().max() < 1e-4 * wide.grad.abs().max()
+
+
+def realistic(seed: int) -> tuple[Tensor, Tensor]:
+    """Predictions near zero-inflated log1p cells, of more genes than cells."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.rand(2, 64, 1_000, generator=generator) * 4
+    y = cells * (torch.rand(cells.shape, generator=generator) < 0.2)
+    x = (y.mean(1, keepdim=True) + 0.1 * torch.randn(y.shape, generator=generator)).relu()
+    return x, y
+
+
+def test_energy_distance_without_gradient_is_the_same_value() -> None:
+    x, y = realistic(5)
+    with torch.no_grad():
+        plain = energy_distance(x, y)
+    assert torch.equal(plain, energy_distance(x.requires_grad_(), y).detach())
+    assert torch.allclose(plain.double(), in_double(x.detach(), y), rtol=1e-5)
+
+
+def test_energy_distance_takes_bfloat16_and_gives_its_gradient_in_it() -> None:
+    x, y = realistic(6)
+    half = x.bfloat16().requires_grad_()
+    value = energy_distance(half, y)
+    value.sum().backward()
+    assert value.dtype == torch.float32
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+    full = half.detach().float().requires_grad_()
+    energy_distance(full, y).sum().backward()
+    assert full.grad is not None
+    assert torch.allclose(half.grad.float(), full.grad, rtol=1e-2, atol=1e-6)
 
 
 def test_energy_distance_is_zero_and_smooth_at_equality() -> None:

@@ -102,3 +102,28 @@ def test_below_one_set_the_trial_says_what_would_help(
         run_trial(config, prepare(config, MeanEncoder), tmp_path)
     assert passes == [4, 2, 1]
     assert [line["step"] for line in read_metrics(tmp_path)] == [0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_is_really_full_makes_the_pieces_smaller(tiny: TinyData, tmp_path: Path) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    more = {
+        "training.device": "cuda",
+        "training.batch_size": 512,
+        "training.max_steps": 4,
+        "training.val_check_interval": 2,
+        "model.kwargs.hidden_dim": 512,
+        "model.kwargs.n_layers": 4,
+    }
+    config = load_config(base=tiny.settings(**more))
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.7 * 2**30 / total)  # a GPU of 0.7 GiB
+    try:
+        run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    record = read_trial(tmp_path)
+    assert record is not None
+    assert record.facts["micro_batch"] < 512
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 2, 4]

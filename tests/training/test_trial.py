@@ -16,7 +16,9 @@ from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
 from sesttune.training.baselines import baselines
+from sesttune.training.callbacks import TrialCallback
 from sesttune.training.records import read_metrics, read_trial
+from sesttune.training.schedule import learning_rate
 from sesttune.training.trial import run_trial
 
 
@@ -79,6 +81,31 @@ def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
         run_trial(config, manifest, tmp_path / device)
         losses[device] = [line["val_loss"] for line in read_metrics(tmp_path / device)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_step_waits_for_the_gpu(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, end, watched = TrialCallback.on_train_batch_start, TrialCallback.on_train_batch_end, []
+
+    def strict_start(self, trainer, module, batch, index):  # type: ignore[no-untyped-def]
+        start(self, trainer, module, batch, index)
+        if self.step > 0:  # the first step makes the optimizer's state
+            watched.append(self.step)
+            torch.cuda.set_sync_debug_mode("error")
+
+    def lenient_end(self, *args):  # type: ignore[no-untyped-def]
+        torch.cuda.set_sync_debug_mode("default")
+        end(self, *args)
+
+    monkeypatch.setattr(TrialCallback, "on_train_batch_start", strict_start)
+    monkeypatch.setattr(TrialCallback, "on_train_batch_end", lenient_end)
+    more = {"training.device": "cuda", "training.gradient_clip_val": 1.0}
+    config, manifest = ready(tiny, **more)
+    run_trial(config, manifest, tmp_path)
+    assert len(watched) == 19
 
 
 class Stop(Exception):
@@ -157,10 +184,13 @@ def test_200_steps_are_80_and_a_kill_and_120(tiny: TinyData, tmp_path: Path) -> 
     for line, other in zip(read_metrics(tmp_path / "straight"), read_metrics(folder), strict=True):
         for key in ("val_loss", "best_val_loss", "best_step", "train_loss", "grad_norm", "lr"):
             assert line[key] == other[key] or math.isnan(line[key]), key
+    for line in read_metrics(folder):
+        assert line["lr"] == learning_rate(max(int(line["step"]) - 1, 0), config.training)
     straight, killed = (
         read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
         for name in ("straight", "trial")
     )
+    assert killed["optimizer"]["param_groups"][0]["lr"] == learning_rate(199, config.training)
     for part in ("model", "average"):
         assert all(torch.equal(straight[part][k], killed[part][k]) for k in straight[part])
     for moments, others in zip(
