@@ -131,7 +131,7 @@ def rows_rate(folder: Path) -> dict[str, float]:
                 for _ in threads.map(host.prepare, sets[first : first + count]):
                     pass
 
-        found[f"store, {count} threads"] = best_rate(from_store, sets)
+        found[f"store, {count} at once"] = best_rate(from_store, sets)
     with h5py.File(folder / "cells.h5ad") as file:
         x = file["X"]
 
@@ -308,7 +308,9 @@ def write_data(folder: Path, args: argparse.Namespace) -> None:
         x = file["X"]
         for name, dtype in (("data", np.float32), ("indices", np.int32)):
             del x[name]
-            x.create_dataset(name, (args.cells * count,), dtype, chunks=(2**18,))
+            x.create_dataset(
+                name, (args.cells * count,), dtype, chunks=(min(2**18, args.cells * count),)
+            )
         x["indptr"][...] = np.arange(0, args.cells * count + 1, count)
         for first in range(0, args.cells, 2_000):
             cells = min(2_000, args.cells - first)

@@ -38,10 +38,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_EPS)).to(
-            x.dtype
-        ) * self.weight
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, RMS_EPS)
 
 
 class Attention(nn.Module):

@@ -164,16 +164,18 @@ class TrialCallback(lightning.Callback):
 
     def _rates(self) -> dict[str, float]:
         """Speed since the last validation, its own time left out; and memory."""
+        on_gpu = self._module.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize()  # what is queued belongs to the interval
         now = time.perf_counter()
         elapsed = now - self._interval_start
         steps = (self.step - self._interval_step) / elapsed if elapsed > 0 else 0.0
         sets = self._micro.sets * self._micro.accumulate
         waited = self._batches.waited_s - self._interval_waited
-        on_gpu = self._module.device.type == "cuda"
         return {
             "steps_per_s": steps,
             "cells_per_s": steps * sets * self._set_len,
-            "data_wait_frac": min(waited / elapsed, 1.0) if elapsed > 0 else 0.0,
+            "data_wait_frac": min(waited / elapsed, 1.0) if steps else 0.0,
             "gpu_mem_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
             "store_pss_gib": mapped_gib(self._store_folder)[1],
             "startup_s": self.startup_s,
