@@ -1,8 +1,8 @@
 """Memory of the host: keep what a step frees for the next one, and what the store takes.
 
 glibc gives large blocks back to the kernel at once and gets them again page by page, zeroed.
-A training step frees and allocates gigabytes: at the plan's size that is two thirds of
-the reading of a batch and a tenth of the rest (docs/performance.md).
+A training step frees and allocates gigabytes: at the plan's size that is a tenth of its time
+(docs/performance.md).
 """
 
 import ctypes
