@@ -37,18 +37,22 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
+        self._arrays: list[np.ndarray] = [np.empty(0, np.float32)]
+        # What an array shows that the list alone holds; not the same in every Python.
+        self._free = sys.getrefcount(self._arrays[0])
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array of float32, its content left over; safe from several threads."""
         with self._lock:
-            for array in self._arrays:
-                # Held by the list, by `array` and by the call alone; tensors made of it count.
-                if array.shape == shape and sys.getrefcount(array) == 3:
-                    return array
+            held = [sys.getrefcount(self._arrays[i]) for i in range(len(self._arrays))]
+            for number, holders in enumerate(held):
+                # A tensor made of an array holds it too.
+                if holders == self._free and self._arrays[number].shape == shape:
+                    return self._arrays[number]
             fresh = np.empty(shape, np.float32)
-            self._arrays = [a for a in self._arrays if sys.getrefcount(a) > 3] + [fresh]
+            used = [i for i, holders in enumerate(held) if holders > self._free]
+            self._arrays = [self._arrays[i] for i in used] + [fresh]
             return fresh
 
 

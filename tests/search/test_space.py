@@ -118,3 +118,18 @@ def test_a_grid_over_a_real_range_is_refused_wherever_the_grid_is_asked_for():
 def test_values_that_no_trial_could_take_are_refused_before_any_starts(key, description, message):
     with pytest.raises(UserError, match=message):
         parse({key: description}).check(load_config())
+
+
+def test_schedules_decay_and_averages_may_be_searched() -> None:
+    described = {
+        "training.lr_schedule": {"type": "choice", "values": ["constant", "cosine", "wsd"]},
+        "training.warmup_steps": {"type": "int", "low": 0, "high": 1000, "quantum": 500},
+        "training.lr_decay_frac": {"type": "uniform", "low": 0.1, "high": 0.5},
+        "training.weight_decay": {"type": "loguniform", "low": 1e-6, "high": 1e-1},
+        "training.ema_decay": {"type": "choice", "values": [None, 0.99, 0.999]},
+    }
+    space = parse_space({"parameters": described}, "test")
+    space.check(load_config())
+    wrong = {"training.lr_schedule": {"type": "choice", "values": ["constant", "linear"]}}
+    with pytest.raises(UserError, match="linear is not one of constant, cosine, wsd"):
+        parse_space({"parameters": wrong}, "test").check(load_config())

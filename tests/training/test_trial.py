@@ -12,10 +12,9 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 
 from sesttune.config.load import load_config
 from sesttune.config.schema import Config
-from sesttune.data.trial_data import TrialData, prepare
+from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
-from sesttune.training.baselines import baselines
 from sesttune.training.callbacks import TrialCallback
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.schedule import learning_rate
@@ -340,10 +339,3 @@ def test_every_loss_trains(tiny: TinyData, tmp_path: Path, loss: str) -> None:
     run_trial(config, manifest, tmp_path)
     lines = read_metrics(tmp_path)
     assert lines[-1]["val_loss"] < lines[0]["val_loss"]
-
-
-def test_baselines_are_measured_on_the_validation_sets(tiny: TinyData) -> None:
-    config, manifest = ready(tiny)
-    found = baselines(config, TrialData.open(manifest))
-    # The tiny cells have no perturbation effect: real controls are the better prediction.
-    assert 0 < found["controls"] < found["mean_of_controls"]
