@@ -41,7 +41,7 @@ def run_sweep(
     folder holds trials and `resume` is not set, where another driver runs it, and where no
     trial fits the machine.
     """
-    folder = folder.absolute()
+    folder, manifest = folder.absolute(), manifest.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not resume and list_trials(folder):
         raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
@@ -54,21 +54,30 @@ def run_sweep(
         for keep_workers in (True, False):
             if ledger.remaining():
                 with ray_session(config) as available:
-                    packed, given = _pack(config, space, manifest.absolute(), folder, available)
-                    _fit(ledger, packed, manifest.absolute(), listeners, given, keep_workers)
+                    packed, given = _pack(config, space, manifest, folder, listeners, available)
+                    _fit(ledger, packed, manifest, listeners, given, keep_workers)
                 ledger = TrialLedger(folder, config, space)
         return read_outcome(folder, config)
 
 
 def _pack(
-    config: Config, space: SearchSpace, manifest: Path, folder: Path, given: Slots
+    config: Config,
+    space: SearchSpace,
+    manifest: Path,
+    folder: Path,
+    listeners: Sequence[SweepListener],
+    given: Slots,
 ) -> tuple[Config, Slots]:
     """Settings and slots with `sweep.gpus_per_trial=auto` measured."""
     if config.sweep.gpus_per_trial != "auto" or given.gpus == 0:
         return config, given
     import ray
 
-    share = 1 / trials_per_gpu(config, space, manifest, folder)
+    def note(text: str) -> None:
+        for listener in listeners:
+            listener.on_note(text)
+
+    share = 1 / trials_per_gpu(config, space, manifest, folder, note)
     packed = with_point(config, {"sweep.gpus_per_trial": share})
     return packed, slots(packed, ray.cluster_resources())
 

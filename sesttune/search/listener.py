@@ -8,6 +8,9 @@ from sesttune.training.records import TrialRecord
 class SweepListener:
     """Override what you need. Called in the driver, so be quick: trials wait meanwhile."""
 
+    def on_note(self, text: str) -> None:
+        """Something of the whole sweep that a person should know, in one line."""
+
     def on_start(self, record: TrialRecord, max_steps: int) -> None:
         """A trial begins, or goes on after its worker was lost."""
 

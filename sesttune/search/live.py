@@ -67,6 +67,9 @@ class LiveTable(SweepListener):
             self._live.update(self.table(), refresh=True)
             self._live.stop()
 
+    def on_note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def on_start(self, record: TrialRecord, max_steps: int) -> None:
         self._trials[record.id] = _Trial(record.params, max_steps)
 

@@ -39,12 +39,19 @@ class Measured:
     gpu_mem_gib: float
 
 
-def trials_per_gpu(config: Config, space: SearchSpace, manifest: Path, folder: Path) -> int:
-    """As recorded in `folder`, else as measured now. Ray is running and has a GPU."""
+def trials_per_gpu(
+    config: Config, space: SearchSpace, manifest: Path, folder: Path, note: Callable[[str], None]
+) -> int:
+    """As recorded in `folder`, else as measured now. Ray is running and has a GPU.
+
+    `note` is told in words what is done and found.
+    """
     path = folder / PACKING
     if path.exists():
         return int(json.loads(path.read_text())["trials_per_gpu"])
     import ray
+
+    note("measuring how many trials share a GPU (sweep.gpus_per_trial=auto), about a minute")
 
     resources = ray.cluster_resources()
     cores = resources["CPU"] / (resources["GPU"] * config.sweep.cpus_per_trial)
@@ -63,6 +70,8 @@ def trials_per_gpu(config: Config, space: SearchSpace, manifest: Path, folder: P
         path,
         json.dumps({"trials_per_gpu": chosen, "measured": [asdict(m) for m in measured]}, indent=2),
     )
+    found = ", ".join(f"{m.trials} at once {m.steps_per_s:.4g}" for m in measured)
+    note(f"trials on a GPU: {chosen} (steps/s of all together: {found})")
     return chosen
 
 

@@ -8,9 +8,10 @@ from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
+from sesttune.search.listener import SweepListener
 from sesttune.search.packing import Measured, choose, find_packing
 from sesttune.search.space import parse_space
-from sesttune.training.records import list_trials
+from sesttune.training.records import list_trials, update_trial
 
 
 def rates(*steps_per_s: float, gib: float = 10.0) -> list[Measured]:
@@ -54,6 +55,14 @@ def test_nothing_is_tried_that_cannot_fit_or_pay() -> None:
         packing({1: None}, gpu_gib=8.0)
 
 
+class Heard(SweepListener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
     """Real Ray and real trials; the GPU is one that Ray counts and torch does not see."""
     import ray
@@ -68,7 +77,8 @@ def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        run_sweep(folder, config, space, manifest)
+        heard = Heard()
+        run_sweep(folder, config, space, manifest, [heard])
         record = json.loads((folder / "packing.json").read_text())
         counts = [measured["trials"] for measured in record["measured"]]
         assert counts == [1, 2]  # two cores: no room for four
@@ -76,8 +86,12 @@ def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
         assert all(measured["steps_per_s"] > 0 for measured in record["measured"])
         assert not (folder / ".packing").exists()
         assert {r.status for r in list_trials(folder)} == {"done"}
-        written = (folder / "packing.json").stat().st_mtime_ns
-        run_sweep(folder, config, space, manifest, resume=True)
-        assert (folder / "packing.json").stat().st_mtime_ns == written
+        assert heard.notes[0].startswith("measuring how many trials share a GPU")
+        assert heard.notes[1].startswith(f"trials on a GPU: {record['trials_per_gpu']} (")
+        update_trial(folder / "trials" / "002", "pending", None)
+        again = Heard()
+        run_sweep(folder, config, space, manifest, [again], resume=True)
+        assert again.notes == []
+        assert {r.status for r in list_trials(folder)} == {"done"}
     finally:
         ray.shutdown()
