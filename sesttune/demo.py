@@ -89,6 +89,7 @@ def demo_settings(folder: Path) -> dict[str, object]:
         "training.ckpt_every_n_steps": 200,
         "sweep.space": "demo",
         "sweep.reduction_factor": 2,
+        "sweep.extend_to": [800, 1_000],
     }
 
 

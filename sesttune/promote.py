@@ -18,7 +18,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
     args = parser.parse_args(argv)
     from sesttune.run_setup import open_run
-    from sesttune.search.outcome import leaderboard
+    from sesttune.search.outcome import read_outcome
+    from sesttune.search.recorded import read_schedule
     from sesttune.tracking.registry import promote
     from sesttune.tracking.store import tracking_uri
     from sesttune.tracking.sync import RunTracker
@@ -30,7 +31,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{known.folder} holds no trial: nothing to promote")
     if args.trial is not None and args.trial not in records:
         raise UserError(f"no trial '{args.trial}' in {args.sweep}; there are: {', '.join(records)}")
-    record = records[args.trial or leaderboard(list(records.values()))[0].id]
+    chosen = args.trial
+    if chosen is None:
+        best = read_outcome(known.folder, known.config).best
+        if best is None:
+            raise UserError(f"no trial of {args.sweep} has a result: nothing to promote")
+        chosen = best.id
+    record = records[chosen]
+    trunk = read_schedule(record.folder).get("shares")
+    if trunk is not None:
+        raise UserError(
+            f"trial {chosen} is the beginning of the training of trial {trunk}, which has the "
+            f"checkpoint: --trial {trunk}"
+        )
     uri = tracking_uri(known.config)
     tracker = RunTracker(known.folder, uri, known.config.tracking.experiment)
     tracker.sync()

@@ -7,11 +7,13 @@ With no data configured it says so and runs the bundled demo.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sesttune.command import add_config_arguments, named, read_config, run
+from sesttune.command import add_config_arguments, named, program, read_config, run
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,12 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("sesttune sweep", description=main.__doc__)
     parser.add_argument("--space", metavar="S", help="search space: a YAML file or a known name")
     parser.add_argument("--resume", metavar="NAME", help="continue an interrupted sweep")
+    parser.add_argument(
+        "--warm-start", metavar="NAME", help="learn from an earlier sweep and continue its best"
+    )
+    parser.add_argument(
+        "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one"
+    )
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     console = Console()
@@ -31,17 +39,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _start(args: argparse.Namespace, console: Console) -> int:
-    if args.space is not None:
-        args.overrides.append(f"sweep.space={args.space}")
+    for name in ("space", "warm_start", "time_budget"):
+        if getattr(args, name) is not None:
+            args.overrides.append(f"sweep.{name}={getattr(args, name)}")
     config = named(_configuration(args, console), "sweep")
     from sesttune.run_setup import prepare_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.space import load_space
+    from sesttune.search.warm_start import check_earlier
 
     # The command line outranks the space: a key given there is fixed, not searched.
     fixed = [text.lstrip("+").partition("=")[0] for text in args.overrides]
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
+    if config.sweep.warm_start is not None:
+        check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
     sweep = prepare_run(config, space.to_dict(), console, shard_runner(config))
     return _run(sweep, console, resume=False)
 
@@ -61,8 +73,12 @@ def _configuration(args: argparse.Namespace, console: Console) -> "Config":
 
 def _resume(args: argparse.Namespace, console: Console) -> int:
     allowed = [text for text in args.overrides if text.lstrip("+").startswith("output_dir=")]
-    if args.config or args.space or len(allowed) < len(args.overrides):
-        raise UserError("--resume uses the sweep's own settings: only output_dir= may go with it")
+    if args.config or args.space or args.warm_start or len(allowed) < len(args.overrides):
+        raise UserError(
+            "--resume uses the sweep's own settings: only output_dir= and --time-budget may go "
+            "with it"
+        )
+    from sesttune.config.load import with_point
     from sesttune.run_setup import ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
 
@@ -71,6 +87,9 @@ def _resume(args: argparse.Namespace, console: Console) -> int:
         raise UserError(
             f"{args.resume} is a single training: sesttune train --resume {args.resume}"
         )
+    if args.time_budget is not None:
+        longer = with_point(known.config, {"sweep.time_budget": args.time_budget})
+        known = replace(known, config=longer)
     sweep = ensure_data(known, console, shard_runner(known.config))
     return _run(sweep, console, resume=True)
 
@@ -89,8 +108,13 @@ def _run(sweep: "Run", console: Console, resume: bool) -> int:
     config, folder = sweep.config, sweep.folder
     space = parse_space(sweep.space, str(folder / "sweep.yaml"))
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
-        with LiveTable(console, trial_count(config, space), list_trials(folder)) as live:
-            outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
+        try:
+            with LiveTable(console, trial_count(config, space), list_trials(folder)) as live:
+                outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
+        except KeyboardInterrupt:
+            again = f"{program()} sweep --resume {folder.name} output_dir={config.output_dir}"
+            console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
+            raise
         write_result(folder, outcome)
     show_result(sweep, outcome, console)
     return 1 if outcome.best is None else 0

@@ -53,7 +53,7 @@ def test_unknown_command_and_overview() -> None:
         ),
         (["--space", "nonsense"], "nonsense"),
         (["--resume", "gone"], "no run 'gone'"),
-        (["--resume", "gone", "training.lr=1e-3"], "only output_dir= may go with it"),
+        (["--resume", "gone", "training.lr=1e-3"], "may go with it"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(

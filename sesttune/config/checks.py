@@ -2,6 +2,7 @@
 
 import math
 
+from sesttune.config.duration import seconds
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
@@ -37,6 +38,9 @@ def check_values(config: Config) -> None:
         "sweep.max_concurrent": (sweep.max_concurrent, 1),
         "sweep.grace_period": (sweep.grace_period, 1),
         "sweep.reduction_factor": (sweep.reduction_factor, 2),
+        "sweep.finalists": (sweep.finalists, 1),
+        "sweep.seeds": (sweep.seeds, 1),
+        "training.replicate": (training.replicate, 0),
     }
     for key, (number, least) in at_least.items():
         if number is not None and number < least:
@@ -48,6 +52,7 @@ def check_values(config: Config) -> None:
         "data.kwargs.target_sum": data.target_sum,
         "sweep.gpus_per_trial": sweep.gpu_share,
         "sweep.cpus_per_trial": sweep.cpus_per_trial,
+        "sweep.gpu_hours": sweep.gpu_hours,
     }
     for key, value in above_zero.items():
         if value is not None and not 0 < value < math.inf:
@@ -70,6 +75,11 @@ def check_values(config: Config) -> None:
             raise UserError(f"{key}={choice} is not one of {names}")
     if isinstance(sweep.gpus_per_trial, str) and sweep.gpus_per_trial != "auto":
         raise UserError(f"sweep.gpus_per_trial={sweep.gpus_per_trial} must be a number, or auto")
+    for key, steps in {"sweep.rungs": sweep.rungs, "sweep.extend_to": sweep.extend_to}.items():
+        if steps is not None and (steps != sorted(set(steps)) or min(steps, default=1) < 1):
+            raise UserError(f"{key}={steps} must be whole numbers above 0, each above the last")
+    if sweep.time_budget is not None:
+        seconds(sweep.time_budget, "sweep.time_budget")
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.kwargs.val_fraction={data.val_fraction} must be between 0 and 1")
     if not 0 <= model.se_min_matched <= 1:

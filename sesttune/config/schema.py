@@ -108,6 +108,8 @@ class TrainingConfig:
     gradient_clip_val: float | None = None
     accumulate_grad_batches: int = 1
     train_seed: int = 42
+    replicate: int = 0
+    """Which draw of initial weights, dropout and cell sets; validation sets are those of 0."""
     precision: str = "auto"
     """`32`, `bf16`, or `auto`: bf16 on GPUs that have it, 32 elsewhere."""
     device: str = "auto"
@@ -134,6 +136,26 @@ class SweepConfig:
     grace_period: int | None = None
     """Steps before ASHA may stop a trial; null is patience x val_check_interval."""
     reduction_factor: int = 4
+    rungs: list[int] | None = None
+    """Steps at which ASHA compares; null is grace_period x reduction_factor^k."""
+    continue_stopped: bool = True
+    """While GPUs would idle at the end, go on with the best trials that ASHA stopped."""
+    extend_to: list[int] = field(default_factory=lambda: [50_000, 60_000])
+    """Budgets that a winner still falling at its own goes on to, where at most 3 x it; [] never."""
+    finalists: int = 3
+    """How many of the best are repeated before the winner is named."""
+    seeds: int = 3
+    """Trainings of each finalist, its first included; 1 names the winner from single runs."""
+    try_remedies: bool = False
+    """Run the remedy of an unstable winner (a tenth of its lr) as one more trial."""
+    time_budget: str | None = None
+    """Wall-clock after which nothing new starts and trials stop: `8h`, `90m`, `1d`."""
+    gpu_hours: float | None = None
+    """GPU-hours after which the same happens (hours of a slot where there is no GPU)."""
+    target_val_loss: float | None = None
+    """The sweep is done when a trial reaches this."""
+    warm_start: str | None = None
+    """Name of an earlier sweep on the same data, to learn from and to continue trials of."""
     seed: int = 42
     address: str | None = None
     """An existing Ray cluster; null starts one on this machine."""

@@ -7,18 +7,21 @@ would start running trials from step 0 and forget the rungs.
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sesttune.config.load import to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.search.ledger import TrialLedger, try_again
+from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
 from sesttune.search.outcome import SweepOutcome, read_outcome
 from sesttune.search.packing import trials_per_gpu
 from sesttune.search.ray_session import Slots, ray_session, slots
+from sesttune.search.recorded import try_again
 from sesttune.search.space import SearchSpace
 from sesttune.training.records import list_trials
 
@@ -39,7 +42,8 @@ def run_sweep(
     `folder` are kept, and unfinished ones and those that failed with an error (a full disk,
     a killed worker; not a loss that is NaN) are continued first. Raises UserError where the
     folder holds trials and `resume` is not set, where another driver runs it, and where no
-    trial fits the machine.
+    trial fits the machine; KeyboardInterrupt after Ctrl-C, when every trial has stopped at its
+    next validation (at once after a second one).
     """
     folder, manifest = folder.absolute(), manifest.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,15 +52,17 @@ def run_sweep(
     with _only_driver(folder):
         if resume:
             try_again(folder)
-        ledger = TrialLedger(folder, config, space)
         # Ray drops a trial whose kept worker does not let go of the one before; such trials
         # are unfinished after the first round, and get workers of their own in a second.
         for keep_workers in (True, False):
-            if ledger.remaining():
-                with ray_session(config) as available:
-                    packed, given = _pack(config, space, manifest, folder, listeners, available)
-                    _fit(ledger, packed, manifest, listeners, given, keep_workers)
-                ledger = TrialLedger(folder, config, space)
+            with ray_session(config) as available:
+                packed, given = _pack(config, space, manifest, folder, listeners, available)
+                ledger = TrialLedger(folder, packed, space, given.gpus)
+                _fit(ledger, packed, manifest, listeners, given, keep_workers)
+            if ledger.closed == INTERRUPTED:
+                raise KeyboardInterrupt
+            if ledger.done:
+                break
         return read_outcome(folder, config)
 
 
@@ -112,7 +118,7 @@ def _fit(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=LedgerScheduler(ledger),
-            num_samples=ledger.remaining(),
+            num_samples=-1,  # until the searcher says that all is done
             # A kept worker begins its next trial at once, a new one after 6 s of imports.
             reuse_actors=keep_workers,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -126,7 +132,8 @@ def _fit(
         ),
     )
     try:
-        tuner.fit()
+        with _first_interrupt_to(ledger.interrupt):
+            tuner.fit()
     except TuneError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
@@ -137,6 +144,25 @@ def _fit(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     ledger.settle()
+
+
+@contextmanager
+def _first_interrupt_to(gently: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `gently`, the second raises KeyboardInterrupt as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread handle signals
+        return
+    at_once = signal.getsignal(signal.SIGINT)
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, at_once)
+        gently()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, at_once)
 
 
 @contextmanager

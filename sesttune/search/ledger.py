@@ -1,125 +1,171 @@
-"""The state of a sweep, without an engine: which trial is next, which must stop, how each ended.
+"""The state of a sweep, without an engine: the schedule's decisions and the folders they live in.
 
 Everything is read from the trial folders and written back at once, so a new ledger on
-the same folder goes on where a killed one stopped: unfinished trials come first, under
-their own ids. Ray only carries trials to machines; it is not asked to remember.
+the same folder goes on where a killed one stopped. Ray only carries trials to machines; it is
+not asked to remember.
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from sesttune.config.schema import Config
-from sesttune.search.asha import Report, Rungs, Stop
-from sesttune.search.searcher import Observed, Suggester
-from sesttune.search.space import SearchSpace
-from sesttune.training.records import (
-    TrialRecord,
-    list_trials,
-    read_trial,
-    trial_folder,
-    update_trial,
-    write_trial,
+from sesttune.search.asha import geometric
+from sesttune.search.budget import Spending
+from sesttune.search.protocol import Job
+from sesttune.search.recorded import (
+    RecordedCurves,
+    begin_with,
+    folder_of,
+    read_states,
+    reports,
+    write_state,
 )
+from sesttune.search.schedule import Rules, Schedule
+from sesttune.search.searcher import Suggester
+from sesttune.search.shared_training import MAX_STEPS_KEY
+from sesttune.search.space import SearchSpace
+from sesttune.search.trial_state import ERROR, RUNNING
+from sesttune.search.warm_start import read_earlier
+from sesttune.training.records import TrialRecord, list_trials, read_trial
 
-ERROR = "error: "
-"""How the stop reason of a trial begins that failed for another reason than its loss."""
-_ID_DIGITS = 3
+INTERRUPTED = "interrupted"
 
 
 class TrialLedger:
     """Hands out the trials of the sweep in `folder` and takes in what becomes of them.
 
-    Raises UserError where `space` does not go with `config`.
+    `gpus`: what a running trial takes, for `sweep.gpu_hours`. Raises UserError where `space` does
+    not go with `config`, or `sweep.warm_start` with either.
     """
 
-    def __init__(self, folder: Path, config: Config, space: SearchSpace) -> None:
+    def __init__(self, folder: Path, config: Config, space: SearchSpace, gpus: float = 0.0) -> None:
         space.check(config)
-        sweep = config.sweep
-        kind = sweep.searcher or space.searcher
-        self.folder, self._config, self._space = folder, config, space
+        self.folder, self._config = folder, config
         self.total = trial_count(config, space)
-        self._suggester = Suggester(space, kind, sweep.seed, self.total)
-        self._rungs = Rungs(grace_period(config), sweep.reduction_factor, space.longest(config))
-        self._stops: dict[str, Stop] = {}
-        if not sweep.asha:
-            self._rungs.recorded.clear()
-        self._replay()
-        self._waiting = [record for record in self.trials() if not record.finished]
+        kind = config.sweep.searcher or space.searcher
+        suggester = Suggester(space, kind, config.sweep.seed, self.total)
+        self.spending = Spending(folder, config.sweep, gpus)
+        self.schedule = Schedule(
+            rules_of(config, space),
+            suggester,
+            RecordedCurves(folder, config),
+            *read_earlier(folder, config, space),
+        )
+        self._ended: list[TrialRecord] = []
+        trials = read_states(folder, config)
+        self.schedule.restore(trials, reports(folder, trials))
+        self._check_limits()
+        self._write()
+
+    @property
+    def done(self) -> bool:
+        """Whether no trial will be handed out any more."""
+        return self.schedule.done
+
+    @property
+    def closed(self) -> str | None:
+        """Why no trial is handed out any more before all is done: `interrupted`, or a limit."""
+        return self.schedule.closed
 
     def trials(self) -> list[TrialRecord]:
         """Every trial handed out so far, by id."""
         return list_trials(self.folder)
 
-    def remaining(self) -> int:
-        """How many trials `next` can still hand out."""
-        return len(self._waiting) + max(0, self.total - len(self.trials()))
+    def next(self) -> Job | None:
+        """The next trial to run, its record written; None when there is none now."""
+        self._check_limits()
+        job = self.schedule.next()
+        self._write()
+        if job is not None and job.continues is not None:
+            begin_with(self.folder, job.id, job.continues)
+        return job
 
-    def next(self) -> TrialRecord | None:
-        """The next trial to run, its record written; None when there is none left."""
-        if self._waiting:
-            return self._waiting.pop(0)
-        known = self.trials()
-        if len(known) >= self.total:
-            return None
-        point = self._suggester.ask([observed(record) for record in known])
-        if point is None:
-            return None
-        number = 1 + max((int(record.id) for record in known), default=0)
-        trial_id = f"{number:0{_ID_DIGITS}d}"
-        return write_trial(TrialRecord(trial_id, trial_folder(self.folder, trial_id), point))
-
-    def report(self, record: TrialRecord, step: int, best_val_loss: float) -> bool:
+    def report(self, trial_id: str, step: int, best_val_loss: float) -> bool:
         """Take in a validation of a running trial; returns whether it must stop here."""
-        last = step >= self.max_steps(record)
-        stop = self._rungs.report(Report(record.id, step, best_val_loss, last))
-        if stop is not None:
-            self._stops[record.id] = stop
+        stop = self.schedule.report(trial_id, step, best_val_loss)
+        self._check_limits()
+        self._write()
         return stop is not None
 
-    def end(self, record: TrialRecord, crash: str | None = None) -> TrialRecord:
+    def end(self, trial_id: str, crash: str | None = None) -> None:
         """Settle the record of a trial whose worker has let go of it.
 
         `crash`: why the engine lost it, None where the worker returned or was stopped.
         """
-        found = read_trial(record.folder)
+        found = read_trial(folder_of(self.folder, trial_id))
         if found is not None and found.finished:
-            return found
-        if record.id in self._stops:
-            return update_trial(record.folder, "stopped", str(self._stops[record.id]))
-        reason = crash or "the worker ended without a result"
-        return update_trial(record.folder, "failed", f"{ERROR}{reason}")
+            self.schedule.end(trial_id, str(found.stop_reason))
+        elif self.schedule.must_stop(trial_id):
+            self.schedule.end(trial_id, "stopped")
+        else:
+            self.schedule.end(trial_id, ERROR + (crash or "the worker ended without a result"))
+        self._write()
+        self.spending.tick(self._running())
+
+    def take_ended(self) -> list[TrialRecord]:
+        """The trials that have ended since the last call, those that never had a GPU, too."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def interrupt(self) -> None:
+        """Let every running trial finish its validation and stop; a resumed sweep goes on."""
+        self.schedule.close(INTERRUPTED)
 
     def settle(self) -> None:
-        """Write the stops again, after the last worker is gone and can write no more."""
-        for record in self.trials():
-            if record.id in self._stops and not record.finished:
-                self.end(record)
+        """Write what is decided again, after the last worker is gone and can write no more."""
+        ended = {i: trial for i, trial in self.schedule.trials.items() if not trial.active}
+        self.schedule.changed.update(ended)
+        self._write()
+        self._ended.clear()
+        self.spending.tick(0)
+        self.spending.save()
 
-    def max_steps(self, record: TrialRecord) -> int:
-        """The budget of a trial in optimizer steps."""
-        return int(record.params.get("training.max_steps", self._config.training.max_steps))
+    def tick(self) -> None:
+        """Count time; called a few times a second while trials run."""
+        self.spending.tick(self._running())
 
-    def _replay(self) -> None:
-        lines = []
-        for record in self.trials():
-            budget = self.max_steps(record)
-            for line in record.metrics():
-                step = int(line["step"])
-                report = Report(record.id, step, line["best_val_loss"], step >= budget)
-                lines.append((line["time"], report))
-        due = self._rungs.replay(report for _, report in sorted(lines, key=lambda line: line[0]))
-        for record in self.trials():
-            if record.id in due and not record.finished:
-                self._stops[record.id] = due[record.id]
-                self.end(record)
+    def _running(self) -> int:
+        return sum(trial.state == RUNNING for trial in self.schedule.trials.values())
+
+    def _check_limits(self) -> None:
+        self.spending.tick(self._running())
+        best = min((t.best for t in self.schedule.trials.values()), default=math.inf)
+        why = self.spending.exceeded(best)
+        if why is not None:
+            self.schedule.close(why)
+
+    def _write(self) -> None:
+        """Bring the folders up to date."""
+        changed = list(self.schedule.changed.values())
+        self.schedule.changed.clear()
+        for trial in changed:
+            if trial.reason == INTERRUPTED:
+                continue  # on disk it is still under way
+            record = write_state(self.folder, trial)
+            if not trial.active:
+                self._ended.append(record)
 
 
-def try_again(folder: Path) -> None:
-    """Open the trials that failed with an error again; they go on from their last checkpoint."""
-    for record in list_trials(folder):
-        if record.status == "failed" and (record.stop_reason or "").startswith(ERROR):
-            update_trial(record.folder, "pending", None)
+def rules_of(config: Config, space: SearchSpace) -> Rules:
+    """The schedule's rules as the settings have them."""
+    sweep = config.sweep
+    longest = space.longest(config)
+    rungs: list[int] = []
+    if sweep.asha:
+        rungs = sweep.rungs or geometric(grace_period(config), sweep.reduction_factor, longest)
+    return Rules(
+        trials=trial_count(config, space),
+        rungs=tuple(rung for rung in rungs if rung < longest),
+        eta=sweep.reduction_factor,
+        max_steps=config.training.max_steps,
+        longest=longest if MAX_STEPS_KEY in space.parameters else None,
+        lr_schedule=config.training.lr_schedule,
+        continue_stopped=sweep.continue_stopped,
+        extend_to=tuple(sweep.extend_to),
+        finalists=sweep.finalists,
+        seeds=sweep.seeds,
+        try_remedies=sweep.try_remedies,
+    )
 
 
 def grace_period(config: Config) -> int:
@@ -135,20 +181,3 @@ def trial_count(config: Config, space: SearchSpace) -> int:
     if (config.sweep.searcher or space.searcher) == "grid" and math.isfinite(points):
         return int(points)
     return int(min(config.sweep.num_trials or space.num_trials, points))
-
-
-def observed(record: TrialRecord) -> Observed:
-    """What the searcher may know of a trial."""
-    lines = record.metrics()
-    seen = Observed(record.params, _state(record))
-    if not lines:
-        return seen
-    return replace(seen, value=lines[-1]["best_val_loss"], step=int(lines[-1]["step"]))
-
-
-def _state(record: TrialRecord) -> str:
-    if record.status == "failed":
-        return "failed"
-    if not record.finished:
-        return "running"
-    return "pruned" if (record.stop_reason or "").startswith("asha") else "complete"

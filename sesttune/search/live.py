@@ -78,7 +78,7 @@ class LiveTable(SweepListener):
         trial.line, trial.state = dict(metrics), "running"
 
     def on_end(self, trial_id: str, record: TrialRecord) -> None:
-        trial = self._trials[trial_id]
+        trial = self._trials.setdefault(trial_id, _known(record))
         trial.state = f"{record.status}: {record.stop_reason}"
         if self._live is None:
             self._console.print(
@@ -122,7 +122,8 @@ class LiveTable(SweepListener):
             default=None,
         )
         leader = f", best val_loss {_number(best[0])} (trial {best[1]})" if best else ""
-        return f"{ended}/{self._total} trials, {duration(self._clock() - self._started)}{leader}"
+        total = max(self._total, len(self._trials))  # repeats of the finalists come on top
+        return f"{ended}/{total} trials, {duration(self._clock() - self._started)}{leader}"
 
 
 def describe(params: Mapping[str, Any]) -> str:

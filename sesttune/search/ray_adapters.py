@@ -8,6 +8,7 @@ the `folder` in its settings.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sesttune.search.ledger import TrialLedger
+from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
-from sesttune.training.records import TrialRecord, read_trial
+from sesttune.training.records import TrialRecord, read_trial, trial_folder
+
+_CLOSED = {
+    INTERRUPTED: "interrupted: each trial stops at its next validation, nothing of it is lost; "
+    "Ctrl-C again stops at once"
+}
 
 
 class LedgerSearcher(Searcher):
@@ -35,11 +41,13 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if len(self._running) >= self._concurrent:
             return None
-        record = self._ledger.next()
-        if record is None:
-            return cast(None, Searcher.FINISHED)  # a word, whatever Ray's own annotation says
+        job = self._ledger.next()
+        if job is None:
+            # "Finished" is a word, whatever Ray's own annotation says.
+            return cast(None, Searcher.FINISHED) if self._ledger.done else None
         self._running.add(trial_id)
-        return {"folder": str(record.folder), "handed_out": time.time()}
+        folder = str(trial_folder(self._ledger.folder, job.id))
+        return {"folder": folder, "max_steps": job.max_steps, "handed_out": time.time()}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -63,7 +71,7 @@ class LedgerScheduler(FIFOScheduler):
         self._ledger = ledger
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        stop = self._ledger.report(record_of(trial), int(result["step"]), result["best_val_loss"])
+        stop = self._ledger.report(id_of(trial), int(result["step"]), result["best_val_loss"])
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
@@ -74,6 +82,7 @@ class LedgerCallback(Callback):
         self, ledger: TrialLedger, searcher: LedgerSearcher, listeners: list[SweepListener]
     ) -> None:
         self._ledger, self._searcher, self._listeners = ledger, searcher, list(listeners)
+        self._told = False
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
         self._searcher.free_lost(trials)
@@ -83,9 +92,9 @@ class LedgerCallback(Callback):
         return {"_ledger": self._ledger, "_listeners": []}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        record = record_of(trial)
-        max_steps = self._ledger.max_steps(record)
-        self._tell(lambda listener: listener.on_start(record, max_steps))
+        record = read_trial(Path(trial.config["folder"]))
+        assert record is not None, "the ledger writes the record before it hands out the trial"
+        self._tell(lambda listener: listener.on_start(record, trial.config["max_steps"]))
 
     def on_trial_result(
         self,
@@ -95,23 +104,27 @@ class LedgerCallback(Callback):
         result: Mapping[str, float],
         **_: Any,
     ) -> None:
-        trial_id = record_of(trial).id
-        self._tell(lambda listener: listener.on_report(trial_id, result))
+        self._tell(lambda listener: listener.on_report(id_of(trial), result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
-        self._end(trial, None)
+        self._ledger.end(id_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._end(trial, "the worker process was lost twice (killed, or out of memory)")
+        self._ledger.end(
+            id_of(trial), "the worker process was lost twice (killed, or out of memory)"
+        )
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        self._ledger.tick()
+        for record in self._ledger.take_ended():
+            self._tell(partial(_on_end, record=record))
+        why = self._ledger.closed
+        if why is not None and not self._told:
+            self._told = True
+            self._tell(lambda listener: listener.on_note(_CLOSED.get(why, why)))
         self._tell(lambda listener: listener.on_tick())
-
-    def _end(self, trial: Trial, crash: str | None) -> None:
-        record = self._ledger.end(record_of(trial), crash)
-        self._tell(lambda listener: listener.on_end(record.id, record))
 
     def _tell(self, event: Callable[[SweepListener], None]) -> None:
         for listener in list(self._listeners):
@@ -122,8 +135,10 @@ class LedgerCallback(Callback):
                 self._listeners.remove(listener)
 
 
-def record_of(trial: Trial) -> TrialRecord:
-    """The record of a Ray trial as it is on disk now."""
-    record = read_trial(Path(trial.config["folder"]))
-    assert record is not None, "the ledger writes the record before it hands out the trial"
-    return record
+def id_of(trial: Trial) -> str:
+    """The ledger's id of a Ray trial."""
+    return Path(trial.config["folder"]).name
+
+
+def _on_end(listener: SweepListener, record: TrialRecord) -> None:
+    listener.on_end(record.id, record)

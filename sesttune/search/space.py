@@ -105,11 +105,17 @@ class SearchSpace:
         return replace(self, parameters=left)
 
     def grid(self) -> Iterator[Point] | None:
-        """All points, the last key varying fastest; None for a space without end."""
+        """All points, the last key varying fastest; None for a space without end.
+
+        The largest max_steps comes first: the shorter trials are the beginning of its training.
+        """
         axes = [parameter.grid() for parameter in self.parameters.values()]
         if any(axis is None for axis in axes):
             return None
-        finite = cast(list[tuple[Any, ...]], axes)
+        finite = [
+            tuple(sorted(axis, reverse=True)) if key == "training.max_steps" else axis
+            for key, axis in zip(self.parameters, cast(list[tuple[Any, ...]], axes), strict=True)
+        ]
         return (dict(zip(self.parameters, values, strict=True)) for values in product(*finite))
 
     def size(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sesttune.atomic import write_text
 from sesttune.errors import UserError
+from sesttune.search.trial_state import ERROR
 
 _LOCK_WAIT_S = 60.0
 
@@ -25,14 +26,13 @@ def work(settings: Mapping[str, Any]) -> None:
     """Train the trial in `settings["folder"]` and report each validation to Ray.
 
     `settings`: `folder` (absolute, holding `trial.json`), `manifest` (of the prepared
-    data), `config` (nested dict of the sweep's settings), `threads` (for torch), `handed_out`
-    (when the trial was, in seconds since the epoch).
+    data), `config` (nested dict of the sweep's settings), `max_steps` (until where), `threads`
+    (for torch), `handed_out` (when the trial was, in seconds since the epoch).
     """
     import torch
     from ray import tune
 
     from sesttune.config.load import from_dict, with_point
-    from sesttune.search.ledger import ERROR
     from sesttune.training.records import read_trial, update_trial
     from sesttune.training.trial import run_trial
 
@@ -44,7 +44,8 @@ def work(settings: Mapping[str, Any]) -> None:
             record = read_trial(folder)
             assert record is not None, "the driver writes the record first"
             if not record.finished:
-                config = with_point(from_dict(settings["config"]), record.params)
+                budget = {"training.max_steps": settings["max_steps"]}
+                config = with_point(from_dict(settings["config"]), record.params | budget)
                 manifest, started = Path(settings["manifest"]), settings["handed_out"]
                 run_trial(config, manifest, folder, tune.report, started)
     except Exception as error:  # whatever it is, it is this trial's result

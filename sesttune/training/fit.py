@@ -23,6 +23,9 @@ from sesttune.training.saving import Saver, read_training_state, restore_weights
 from sesttune.training.trainer import make_trainer
 from sesttune.training.validation import Validation
 
+_APART = 1_000_003
+"""Between the seeds of two replicates, so that those of neighbouring train_seeds differ."""
+
 
 def fit(
     config: Config,
@@ -41,7 +44,8 @@ def fit(
     """
     training = config.training
     # Initial weights and dropout follow the seed; the sampler has streams of its own.
-    torch.manual_seed(training.train_seed)
+    seed = training.train_seed + _APART * training.replicate
+    torch.manual_seed(seed)
     module = TrialModule(config, STHead(head_config(config, data)))
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
     state, own = _starting_state(config, folder / "checkpoints")
@@ -56,7 +60,7 @@ def fit(
             f"model.checkpoint is at step {first_step} already: training.max_steps="
             f"{training.max_steps} must be larger"
         )
-    sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, training.train_seed)
+    sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, seed)
     sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
     saver = Saver(folder / "checkpoints", config, data, module, progress)
     batches = TrainingBatches(sampler, reader, micro.sets, training_workers(config))

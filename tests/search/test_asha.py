@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from sesttune.search.asha import Report, Rungs, Stop
+from sesttune.search.asha import Report, Rungs, Stop, geometric
 
 
 def test_rungs_of_the_plan_are_its_own_stages():
-    assert list(Rungs(grace=5_000, eta=4, max_t=60_000).recorded) == [5_000, 20_000]
+    assert geometric(grace=5_000, eta=4, max_t=60_000) == [5_000, 20_000]
 
 
 def test_there_is_no_rung_where_no_trial_goes_beyond_it():
-    assert list(Rungs(grace=5_000, eta=4, max_t=5_000).recorded) == []
-    assert list(Rungs(grace=5_000, eta=4, max_t=20_000).recorded) == [5_000]
+    assert geometric(grace=5_000, eta=4, max_t=5_000) == []
+    assert geometric(grace=5_000, eta=4, max_t=20_000) == [5_000]
 
 
 def test_a_trial_worse_than_the_best_quarter_stops_at_its_first_report_on_a_rung():
-    rungs = Rungs(5_000, 4, 60_000)
+    rungs = Rungs([5_000, 20_000], 4)
     assert rungs.report(Report("a", 4_500, 9.0, False)) is None
     for trial, loss in [("a", 1.0), ("b", 0.9), ("c", 0.8), ("d", 0.7), ("e", 0.6)]:
         assert rungs.report(Report(trial, 5_000, loss, False)) is None
@@ -25,14 +25,14 @@ def test_a_trial_worse_than_the_best_quarter_stops_at_its_first_report_on_a_rung
 
 
 def test_a_trial_at_the_end_of_its_own_budget_is_not_called_stopped():
-    rungs = Rungs(5_000, 4, 60_000)
+    rungs = Rungs([5_000, 20_000], 4)
     rungs.report(Report("a", 20_000, 1.0, False))
     assert rungs.report(Report("b", 20_000, 2.0, True)) is None
     assert rungs.recorded[20_000] == {"a": 1.0, "b": 2.0}
 
 
 def test_a_value_that_is_not_a_number_neither_stops_a_trial_nor_sets_a_cutoff():
-    rungs = Rungs(10, 2, 100)
+    rungs = Rungs([10, 20, 40, 80], 2)
     assert rungs.report(Report("a", 10, float("nan"), False)) is None
     assert rungs.report(Report("b", 10, 5.0, False)) is None
     assert rungs.recorded[10] == {"b": 5.0}
@@ -47,7 +47,7 @@ def test_decisions_are_rays_own(seed):
             self.trial_id = trial_id
 
     rng = np.random.default_rng(seed)
-    rungs, bracket = Rungs(10, 3, 100), _Bracket(10, 100, 3, 0)
+    rungs, bracket = Rungs([10, 30, 90], 3), _Bracket(10, 100, 3, 0)
     curves = {
         str(i): np.minimum.accumulate(rng.random(10) + 2 / np.arange(1, 11)) for i in range(40)
     }
@@ -73,13 +73,30 @@ def test_replay_gives_the_same_rungs_and_only_the_stops_not_yet_carried_out():
         Report("c", 15, 2.5, False),
         Report("a", 15, 0.9, False),
     ]
-    rungs, again = Rungs(10, 2, 100), Rungs(10, 2, 100)
+    rungs, again = Rungs([10, 20], 2), Rungs([10, 20], 2)
     for report in made:
         rungs.report(report)
     due = again.replay(made)
-    assert again == rungs
+    assert again.recorded == rungs.recorded
     assert list(due) == ["b"]
     assert again.replay(made) == {}, "replaying twice changes nothing"
+
+
+def test_a_trial_that_skips_past_rungs_is_judged_at_the_highest_one_it_has_reached():
+    rungs = Rungs([10, 20], 2)
+    assert rungs.report(Report("a", 25, 1.0, False)) is None
+    assert rungs.recorded == {10: {}, 20: {"a": 1.0}}
+    assert rungs.report(Report("b", 26, 1.5, False)) == Stop(20, 1.5, 1.0)
+    assert rungs.highest("b") == (20, 1.5)
+    assert rungs.highest("c") is None
+
+
+def test_a_late_joiner_meets_all_that_was_recorded_before_it():
+    rungs = Rungs([10], 2)
+    for trial in range(9):
+        rungs.report(Report(str(trial), 10, float(trial), False))
+    assert rungs.cutoff(10) == 4.0
+    assert rungs.report(Report("late", 10, 4.5, False)) == Stop(10, 4.5, 4.0)
 
 
 def test_a_stop_names_its_rung_and_numbers():

@@ -18,8 +18,9 @@ from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.ray_session import ray_session, slots
+from sesttune.search.recorded import read_schedule
 from sesttune.search.space import parse_space
-from sesttune.training.records import list_trials, read_metrics, update_trial
+from sesttune.training.records import list_trials, read_metrics, read_trial, update_trial
 
 DRIVER = """
 import sys
@@ -34,9 +35,16 @@ run_sweep(Path(sys.argv[2]), config, load_space(sys.argv[3]), Path(sys.argv[4]))
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Settings and prepared data; patience 2, so the first rung is at step 10."""
+    """Settings and prepared data; patience 2, so the first rung is at step 10; no last rounds."""
     data = write_tiny(tmp_path_factory.mktemp("tiny"))
-    settings = data.settings(**{"training.patience": 2, "sweep.reduction_factor": 2})
+    settings = data.settings(
+        **{
+            "training.patience": 2,
+            "sweep.reduction_factor": 2,
+            "sweep.continue_stopped": False,
+            "sweep.seeds": 1,
+        }
+    )
     config = load_config(base=settings)
     return config, prepare(config, MeanEncoder)
 
@@ -105,7 +113,8 @@ def test_trials_run_are_stopped_by_asha_and_one_that_fails_does_not_end_the_swee
         assert records[name].stop_reason.startswith("asha: rung 10,")
         assert_clean_curve(records[name].folder, 10)
     assert outcome.best.params["training.lr"] == 1e-2
-    assert outcome.verdict == "still falling"
+    assert outcome.verdict == "healthy"
+    assert outcome.evidence.startswith("still falling")
     assert sorted(heard.ends) == sorted((r.id, r.status) for r in records.values())
     assert ("005", 10) in heard.reports
     assert heard.ticks > 8
@@ -192,7 +201,9 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
 
     config, manifest = tiny
     config = with_point(config, {"training.max_steps": 2000, "sweep.asha": False})
-    config = with_point(config, {"training.patience": 1000, "sweep.max_concurrent": 2})
+    # Four at once, and a schedule under which each trial is a training of its own.
+    config = with_point(config, {"training.patience": 1000, "sweep.cpus_per_trial": 0.5})
+    config = with_point(config, {"training.lr_schedule": "cosine"})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     space_file = tmp_path / "space.yaml"
     space_file.write_text(
@@ -205,15 +216,16 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *map(str, arguments)], env=environment)
     try:
-        long_trial = run / "trials" / "003"
+        long_trial = run / "trials" / "001"
         _wait_for(lambda: len(read_metrics(long_trial)) > 10)
+        _wait_for(lambda: read_trial(run / "trials" / "003").finished)
     finally:
         driver.kill()
         driver.wait()
     before = {record.id: record for record in list_trials(run)}
-    assert before["003"].status == "running"
+    assert before["001"].status == "running"
     first_line = read_metrics(long_trial)[0]
-    finished = run / "trials" / "001" / "trial.json"
+    finished = run / "trials" / "003" / "trial.json"
     written = finished.stat().st_mtime_ns
 
     from sesttune.search.space import load_space
@@ -221,14 +233,68 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     heard = Heard()
     run_sweep(run, config, load_space(str(space_file)), manifest, [heard], resume=True)
     after = {record.id: record for record in list_trials(run)}
-    assert {record.status for record in after.values()} == {"done"}
-    assert len(after) == 4
+    assert [record.status for record in after.values()] == ["done"] * 4
     assert all(after[name].params == record.params for name, record in before.items())
     assert_clean_curve(long_trial, 300)
     assert read_metrics(long_trial)[0] == first_line, "trained before the kill, not again"
     assert finished.stat().st_mtime_ns == written
-    assert "001" not in [trial for trial, _ in heard.starts]
-    assert ("003", 0) not in heard.reports
+    assert "003" not in [trial for trial, _ in heard.starts]
+    assert ("001", 0) not in heard.reports
+
+
+def test_finalists_are_repeated_the_winner_is_extended_and_shorter_trials_cost_nothing(
+    tiny, ray, tmp_path
+):
+    config, manifest = tiny
+    last_rounds = {"sweep.seeds": 2, "sweep.finalists": 2, "sweep.extend_to": [30]}
+    config = with_point(config, last_rounds | {"sweep.asha": False, "training.patience": 99})
+    space = grid(training__lr=choice(1e-2, 3e-3), training__max_steps=choice(10, 20))
+    heard = Heard()
+    outcome = run_sweep(tmp_path, config, space, manifest, [heard])
+    records = {record.id: record for record in list_trials(tmp_path)}
+    assert [record.status for record in records.values()] == ["done"] * 6
+    # Two trainings to 20 steps, a second seed of each, and the winner to 30.
+    assert [steps for _, steps in heard.starts] == [20, 20, 20, 20, 30]
+    winner = heard.starts[-1][0]
+    assert_clean_curve(records[winner].folder, 30)
+    shorter = [r for r in records.values() if r.params["training.max_steps"] == 10]
+    assert len(shorter) == 2
+    for record in shorter:
+        assert_clean_curve(record.folder, 10)
+        assert record.id not in [trial for trial, _ in heard.starts]
+        assert (record.id, "done") in heard.ends
+    first, second = (r for r in records.values() if "training.replicate" in r.params)
+    assert first.params["training.replicate"] == second.params["training.replicate"] == 1
+    own = records[read_schedule(first.folder)["repeats"]]
+    draws = [read_metrics(record.folder) for record in (own, first)]
+    assert draws[0][0]["val_loss"] != draws[1][0]["val_loss"], "other initial weights"
+    assert outcome.best.id == winner
+
+
+def test_ctrl_c_lets_trials_validate_and_save_and_resume_goes_on(tiny, ray, tmp_path):
+    class Interrupter(Heard):
+        def on_report(self, trial_id, metrics):
+            super().on_report(trial_id, metrics)
+            if metrics["step"] == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def on_note(self, text):
+            self.note = text
+
+    config, manifest = tiny
+    config = with_point(config, {"sweep.max_concurrent": 1, "training.max_steps": 30})
+    space = grid(training__lr=choice(1e-2, 1e-3))
+    heard = Interrupter()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path, config, space, manifest, [heard])
+    assert heard.note.startswith("interrupted: each trial stops at its next validation")
+    (record,) = list_trials(tmp_path)
+    assert not record.finished
+    assert_clean_curve(record.folder, 15)
+    again = Heard()
+    run_sweep(tmp_path, config, space, manifest, [again], resume=True)
+    assert again.reports[0] == ("001", 20), "nothing was trained twice"
+    assert_clean_curve(record.folder, 30)
 
 
 @pytest.mark.slow

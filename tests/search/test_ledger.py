@@ -4,9 +4,17 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.search.ledger import TrialLedger, grace_period, trial_count
+from sesttune.search.ledger import TrialLedger, grace_period, rules_of, trial_count
+from sesttune.search.recorded import read_schedule, try_again
 from sesttune.search.space import parse_space
-from sesttune.training.records import append_metrics, read_trial, update_trial, write_trial
+from sesttune.training.records import (
+    append_metrics,
+    list_trials,
+    read_trial,
+    trial_folder,
+    update_trial,
+    write_trial,
+)
 
 SPACE = parse_space(
     {
@@ -31,9 +39,13 @@ CONFIG = load_config(
 )
 
 
-def say(record, step, loss, time):
+def folder(ledger, job):
+    return trial_folder(ledger.folder, job.id)
+
+
+def say(ledger, job, step, loss, time):
     line = {"step": step, "train_loss": loss, "val_loss": loss, "best_val_loss": loss}
-    append_metrics(record.folder, {**line, "best_step": step, "time": time})
+    append_metrics(folder(ledger, job), {**line, "best_step": step, "time": time})
 
 
 def test_the_grace_period_is_patience_and_a_grid_runs_all_its_points():
@@ -47,26 +59,32 @@ def test_the_grace_period_is_patience_and_a_grid_runs_all_its_points():
 
 def test_trials_are_handed_out_once_and_written_before_they_run(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
-    records = [ledger.next() for _ in range(6)]
-    assert [record.id for record in records] == ["001", "002", "003", "004", "005", "006"]
-    assert all(read_trial(record.folder) == record for record in records)
-    assert len({record.params["training.lr"] for record in records}) == 6
+    jobs = [ledger.next() for _ in range(6)]
+    assert [job.id for job in jobs] == ["001", "002", "003", "004", "005", "006"]
+    assert all(read_trial(folder(ledger, job)).params == job.point for job in jobs)
+    assert all(job.max_steps == job.point["training.max_steps"] for job in jobs)
+    assert len({job.point["training.lr"] for job in jobs}) == 6
     assert ledger.next() is None
+    assert not ledger.done, "they run"
 
 
 def test_a_new_ledger_hands_out_unfinished_trials_first_then_what_the_old_one_would_have(tmp_path):
-    def run(folder, killed):
-        ledger = TrialLedger(folder, CONFIG, SPACE)
+    def run(where, killed):
+        ledger = TrialLedger(where, CONFIG, SPACE)
         for number in range(3):
-            record = ledger.next()
-            say(record, 10, 1.0 + number, time=number)
-            update_trial(record.folder, "running" if number == 1 else "done", "max_steps")
+            job = ledger.next()
+            say(ledger, job, 10, 1.0 + number, time=number)
+            update_trial(folder(ledger, job), "running", None)
+            ledger.report(job.id, 10, 1.0 + number)
+            if number != 1:
+                update_trial(folder(ledger, job), "done", "max_steps")
+                ledger.end(job.id)
         if killed:
-            ledger = TrialLedger(folder, CONFIG, SPACE)
+            ledger = TrialLedger(where, CONFIG, SPACE)
             again = ledger.next()
             assert again.id == "002"
-            assert again.params == read_trial(folder / "trials" / "002").params
-        return ledger.next().params
+            assert again.point == read_trial(where / "trials" / "002").params
+        return ledger.next().point
 
     assert run(tmp_path / "whole", False) == run(tmp_path / "killed", True)
 
@@ -74,21 +92,22 @@ def test_a_new_ledger_hands_out_unfinished_trials_first_then_what_the_old_one_wo
 def test_rungs_survive_a_new_ledger(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     good, poor = ledger.next(), ledger.next()
-    assert not ledger.report(good, 50, 1.0)
-    say(good, 50, 1.0, time=1)
+    assert not ledger.report(good.id, 50, 1.0)
+    say(ledger, good, 50, 1.0, time=1)
     resumed = TrialLedger(tmp_path, CONFIG, SPACE)
-    assert resumed.report(poor, 50, 2.0)
-    ended = resumed.end(poor)
+    assert resumed.report(poor.id, 50, 2.0)
+    resumed.end(poor.id)
+    (ended,) = resumed.take_ended()
     assert (ended.status, ended.stop_reason.split(",")[0]) == ("stopped", "asha: rung 50")
 
 
 def test_a_stop_decided_before_the_kill_is_carried_out_by_the_new_ledger(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     good, poor = ledger.next(), ledger.next()
-    say(good, 50, 1.0, time=1)
-    say(poor, 50, 2.0, time=2)
+    say(ledger, good, 50, 1.0, time=1)
+    say(ledger, poor, 50, 2.0, time=2)
     resumed = TrialLedger(tmp_path, CONFIG, SPACE)
-    assert read_trial(poor.folder).stop_reason.startswith("asha: rung 50")
+    assert read_trial(folder(ledger, poor)).stop_reason.startswith("asha: rung 50")
     assert resumed.next().id == good.id
     assert resumed.next().id == "003"
 
@@ -97,29 +116,94 @@ def test_nothing_is_stopped_without_asha(tmp_path):
     config = replace(CONFIG, sweep=replace(CONFIG.sweep, asha=False))
     ledger = TrialLedger(tmp_path, config, SPACE)
     good, poor = ledger.next(), ledger.next()
-    assert not ledger.report(good, 50, 1.0)
-    assert not ledger.report(poor, 50, 2.0)
+    assert not ledger.report(good.id, 50, 1.0)
+    assert not ledger.report(poor.id, 50, 2.0)
+
+
+def test_rungs_lie_where_they_are_told_to(tmp_path):
+    config = replace(CONFIG, sweep=replace(CONFIG.sweep, rungs=[30, 90, 400]))
+    assert rules_of(config, SPACE).rungs == (30, 90), "none where no trial goes beyond it"
+    assert rules_of(CONFIG, SPACE).rungs == (50, 100, 200)
 
 
 def test_ends_are_settled_once_with_their_reason(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     done, lost, silent = ledger.next(), ledger.next(), ledger.next()
-    update_trial(done.folder, "done", "max_steps")
-    assert ledger.end(done, "killed").stop_reason == "max_steps", "the worker's word stands"
-    assert ledger.end(lost, "killed").stop_reason == "error: killed"
-    assert ledger.end(silent).status == "failed"
+    update_trial(folder(ledger, done), "done", "max_steps")
+    ledger.end(done.id, "killed")
+    ledger.end(lost.id, "killed")
+    ledger.end(silent.id)
+    first, second, third = ledger.take_ended()
+    assert first.stop_reason == "max_steps", "the worker's word stands"
+    assert second.stop_reason == "error: killed"
+    assert third.status == "failed"
+    assert ledger.take_ended() == []
 
 
 def test_a_stop_overwritten_by_its_worker_is_written_again(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     good, poor = ledger.next(), ledger.next()
-    ledger.report(good, 50, 1.0)
-    assert ledger.report(poor, 50, 2.0)
-    ledger.end(poor)
-    write_trial(replace(poor, status="running"))
+    ledger.report(good.id, 50, 1.0)
+    assert ledger.report(poor.id, 50, 2.0)
+    ledger.end(poor.id)
+    (ended,) = ledger.take_ended()
+    write_trial(replace(ended, status="running"))
     ledger.settle()
-    assert read_trial(poor.folder).status == "stopped"
-    assert read_trial(good.folder).status == "pending", "only stopped trials are touched"
+    assert read_trial(folder(ledger, poor)).status == "stopped"
+    assert read_trial(folder(ledger, good)).status == "pending", "only stopped trials are touched"
+
+
+def test_an_interrupted_sweep_stops_each_trial_at_its_next_validation_and_can_go_on(tmp_path):
+    ledger = TrialLedger(tmp_path, CONFIG, SPACE)
+    job = ledger.next()
+    ledger.interrupt()
+    assert ledger.next() is None
+    assert ledger.report(job.id, 10, 1.0)
+    ledger.end(job.id)
+    assert ledger.take_ended() == [], "it has not ended, only paused"
+    assert (ledger.done, ledger.closed) == (True, "interrupted")
+    ledger.settle()
+    assert not read_trial(folder(ledger, job)).finished
+    assert TrialLedger(tmp_path, CONFIG, SPACE).next().id == job.id
+
+
+def test_a_target_that_is_reached_ends_the_sweep_and_more_is_done_on_resume_without_it(tmp_path):
+    config = replace(CONFIG, sweep=replace(CONFIG.sweep, target_val_loss=0.5))
+    ledger = TrialLedger(tmp_path, config, SPACE)
+    first, second = ledger.next(), ledger.next()
+    assert not ledger.report(second.id, 10, 0.6)
+    assert not ledger.report(first.id, 10, 0.5)
+    assert ledger.next() is None
+    assert ledger.report(second.id, 20, 0.55)
+    ledger.end(second.id)
+    (ended,) = ledger.take_ended()
+    assert ended.stop_reason == "budget: val_loss 0.5 reached sweep.target_val_loss"
+    try_again(tmp_path)
+    assert TrialLedger(tmp_path, CONFIG, SPACE).next().id == first.id
+
+
+def test_trials_of_one_training_are_trained_once_and_each_is_reported(tmp_path):
+    space = parse_space(
+        {"searcher": "grid", "parameters": {"training.max_steps": choice(100, 200, 300)}}, "s.yaml"
+    )
+    ledger = TrialLedger(tmp_path, CONFIG, space)
+    job = ledger.next()
+    assert (job.max_steps, ledger.next()) == (300, None)
+    for step in (0, 100, 200, 300):
+        say(ledger, job, step, 1 / (1 + step), time=step)
+        assert not ledger.report(job.id, step, 1 / (1 + step))
+    update_trial(folder(ledger, job), "done", "max_steps")
+    ledger.end(job.id)
+    assert {record.id for record in ledger.take_ended()} == {"001", "002", "003"}
+    ends = {r.params["training.max_steps"]: r for r in list_trials(tmp_path)}
+    assert [ends[steps].status for steps in (100, 200, 300)] == ["done"] * 3
+    assert [line["step"] for line in ends[200].metrics()] == [0, 100, 200]
+    assert ends[100].metrics()[-1]["best_val_loss"] == 1 / 101
+    assert read_schedule(ends[100].folder)["shares"] == job.id
+
+
+def choice(*values):
+    return {"type": "choice", "values": list(values)}
 
 
 def test_a_space_that_the_settings_cannot_take_is_refused_before_a_folder_is_made(tmp_path):

@@ -1,73 +1,13 @@
+import json
 import math
 
 import pytest
 
-from sesttune.search.outcome import DONE, OVERFIT, STILL_FALLING, leaderboard, verdict
-from sesttune.training.records import TrialRecord, append_metrics, write_trial
+from sesttune.config.load import load_config
+from sesttune.search.outcome import leaderboard, read_outcome
+from sesttune.training.records import TrialRecord, append_metrics, trial_folder, write_trial
 
-WINDOW = 5_000
-
-
-def curve(points):
-    """Report lines from (step, train_loss, val_loss)."""
-    return [{"step": s, "train_loss": t, "val_loss": v} for s, t, v in points]
-
-
-def falling(last_step, rate):
-    """val_loss falls by the share `rate` each 5,000 steps, train_loss with it."""
-    steps = range(0, last_step + 1, 500)
-    return curve([(s, 4 * (1 - rate) ** (s / 5000), 4 * (1 - rate) ** (s / 5000)) for s in steps])
-
-
-def test_less_than_one_percent_in_5000_steps_is_done():
-    label, evidence = verdict(falling(40_000, 0.009), WINDOW)
-    assert label == DONE
-    assert "0.9 %" in evidence
-
-
-def test_more_than_one_percent_in_5000_steps_is_still_falling():
-    label, evidence = verdict(falling(40_000, 0.011), WINDOW)
-    assert label == STILL_FALLING
-    assert "1.1 %" in evidence
-    assert "5,000 steps" in evidence
-
-
-def test_the_plans_overfit_is_train_1_2_against_val_3_5():
-    assert verdict(curve([(40_000, 1.2, 3.5)]), WINDOW)[0] == OVERFIT
-
-
-@pytest.mark.parametrize("losses", [(4.5, 4.6), (2.0, 2.3)])
-def test_losses_that_lie_together_are_not_overfit(losses):
-    flat = curve([(s, *losses) for s in range(0, 40_001, 500)])
-    assert verdict(flat, WINDOW)[0] == DONE
-
-
-def test_val_loss_that_turned_while_training_went_on_is_overfit_and_names_the_best_step():
-    points = [(s, 4 - 3 * s / 40_000, 3 + abs(s - 20_000) / 40_000) for s in range(0, 40_001, 500)]
-    label, evidence = verdict(curve(points), WINDOW)
-    assert label == OVERFIT
-    assert "20,000" in evidence
-
-
-def test_a_gap_does_not_matter_while_val_loss_falls():
-    points = [(s, 1.0 - s / 80_000, 4 - 2 * s / 40_000) for s in range(0, 40_001, 500)]
-    assert verdict(curve(points), WINDOW)[0] == STILL_FALLING
-
-
-def test_the_unstable_losses_of_the_plan_are_not_taken_for_falling():
-    points = [(s, v, v) for s, v in zip(range(0, 20_000, 5_000), [2.1, 5.3, 1.8, 4.2], strict=True)]
-    assert verdict(curve(points), WINDOW)[0] != STILL_FALLING
-
-
-def test_patience_spent_is_done_however_far_it_fell_before():
-    points = [(s, 1.0, max(1.0, 4 - s / 1000)) for s in range(0, 6_001, 500)]
-    assert verdict(curve(points), WINDOW)[0] == STILL_FALLING
-    assert verdict(curve(points), WINDOW, "patience")[0] == DONE
-
-
-def test_a_run_shorter_than_the_window_is_judged_from_its_start():
-    points = [(0, math.nan, 4.0), (100, 3.5, 3.5), (200, 3.0, 3.0)]
-    assert verdict(curve(points), WINDOW)[0] == STILL_FALLING
+CONFIG = load_config(["training.max_steps=2"])
 
 
 def test_the_leaderboard_is_by_best_val_loss_and_trials_without_one_come_last(tmp_path):
@@ -83,7 +23,52 @@ def test_the_leaderboard_is_by_best_val_loss_and_trials_without_one_come_last(tm
         return record
 
     records = [trial("001", [], "failed"), trial("002", [3.0, 2.0, 2.5]), trial("003", [1.0])]
-    rows = leaderboard(records)
+    rows = leaderboard(records, CONFIG)
     assert [row.id for row in rows] == ["003", "002", "001"]
     assert (rows[1].best_val_loss, rows[1].best_step, rows[1].val_loss) == (2.0, 1, 2.5)
     assert math.isnan(rows[2].best_val_loss)
+
+
+def write(folder, name, losses, params=None, **schedule):
+    """A trial that was trained to its end, and what the schedule remembers of it."""
+    where = trial_folder(folder, name)
+    params = {"training.lr": float(name)} | (params or {})
+    write_trial(TrialRecord(name, where, params, "done", "max_steps"))
+    for step, loss in enumerate(losses):
+        line = {"step": step, "train_loss": loss, "val_loss": loss, "best_val_loss": loss}
+        append_metrics(where, {**line, "best_step": step, "time": step})
+    (where / "schedule.json").write_text(json.dumps(schedule))
+
+
+def test_the_winner_is_the_finalist_with_the_best_mean_not_the_luckiest_single_run(tmp_path):
+    write(tmp_path, "001", [3.0, 2.0, 1.0])
+    write(tmp_path, "002", [3.0, 2.0, 1.1])
+    write(tmp_path, "003", [3.0, 2.0, 1.2])
+    for name, of, loss in (("004", "001", 1.5), ("005", "002", 1.12)):
+        write(tmp_path, name, [3.0, 2.0, loss], {"training.replicate": 1}, repeats=of)
+    outcome = read_outcome(tmp_path, CONFIG)
+    assert [row.id for row in outcome.leaderboard] == ["002", "001", "003"]
+    assert outcome.best.id == "002"
+    assert [(s.trial, pytest.approx(s.mean)) for s in outcome.finals] == [
+        ("002", 1.11),
+        ("001", 1.25),
+    ]
+    assert outcome.difference.startswith("002 and 001 differ by noise only")
+    assert outcome.verdict == "healthy"
+    assert outcome.remedy == "training.max_steps=3"
+
+
+def test_of_one_training_the_trial_that_has_the_checkpoint_ranks_first(tmp_path):
+    write(tmp_path, "001", [3.0, 1.0], shares="002")
+    write(tmp_path, "002", [3.0, 1.0])
+    assert read_outcome(tmp_path, CONFIG).best.id == "002"
+
+
+def test_a_sweep_without_a_result_has_no_best(tmp_path):
+    write_trial(TrialRecord("001", trial_folder(tmp_path, "001"), {}, "failed", "error: x"))
+    outcome = read_outcome(tmp_path, CONFIG)
+    assert (outcome.best, outcome.verdict, outcome.evidence) == (
+        None,
+        None,
+        "no trial has a result",
+    )

@@ -1,0 +1,168 @@
+"""Trials of the schedule, on disk: `schedule.json` in each trial's folder, beside its curve.
+
+Only the driver writes `schedule.json`; `trial.json` and the metrics are the trial's own, so no two
+processes ever write the same file.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sesttune.atomic import replacing, write_text
+from sesttune.config.load import parse_override, with_point
+from sesttune.config.schema import Config
+from sesttune.search.asha import Report
+from sesttune.search.shared_training import MAX_STEPS_KEY
+from sesttune.search.trial_state import (
+    BUDGET,
+    ENDED,
+    ERROR,
+    MAX_STEPS,
+    NAN,
+    TrialState,
+)
+from sesttune.search.verdict import UNSTABLE, judge
+from sesttune.training.records import (
+    BEST,
+    LAST,
+    METRICS,
+    TrialRecord,
+    list_trials,
+    read_metrics,
+    read_trial,
+    trial_folder,
+    update_trial,
+    write_trial,
+)
+
+SCHEDULE = "schedule.json"
+
+
+class RecordedCurves:
+    """Curves of the sweep in `folder` (and of its neighbours, as `SWEEP/ID`) for the schedule."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder, self._config = folder, config
+
+    def lines(self, trial_id: str, until: float) -> list[dict[str, float]]:
+        """The report lines of a trial up to a step."""
+        lines = read_metrics(folder_of(self._folder, trial_id))
+        return [line for line in lines if line["step"] <= until]
+
+    def best_until(self, trial_id: str, step: int) -> tuple[int, float]:
+        lines = self.lines(trial_id, step)
+        return (int(lines[-1]["step"]), lines[-1]["best_val_loss"]) if lines else (-1, float("inf"))
+
+    def still_falling(self, trial: TrialState) -> bool:
+        lines = self.lines(trial.id, trial.max_steps)
+        return bool(lines) and judge(lines, self._of(trial), trial.reason).still_falling
+
+    def remedy(self, trial: TrialState) -> dict[str, Any] | None:
+        lines = self.lines(trial.id, trial.max_steps)
+        found = judge(lines, self._of(trial), trial.reason) if lines else None
+        if found is None or found.label != UNSTABLE or found.remedy is None:
+            return None
+        return dict(parse_override(text) for text in found.remedy.split())
+
+    def _of(self, trial: TrialState) -> Config:
+        return with_point(self._config, trial.point | {MAX_STEPS_KEY: trial.max_steps})
+
+
+def folder_of(sweep: Path, trial_id: str) -> Path:
+    """The folder of a trial of the sweep in `sweep`, or of its neighbour's `SWEEP/ID`."""
+    neighbour, _, own = trial_id.rpartition("/")
+    return trial_folder(sweep.parent / neighbour if neighbour else sweep, own)
+
+
+def read_states(sweep: Path, config: Config) -> list[TrialState]:
+    """The trials of the sweep in `sweep` by id, their curves not yet taken in."""
+    return [_state(record, config) for record in list_trials(sweep)]
+
+
+def _state(record: TrialRecord, config: Config) -> TrialState:
+    budget = int(record.params.get(MAX_STEPS_KEY, config.training.max_steps))
+    trial = TrialState.remembered(record.id, record.params, budget, read_schedule(record.folder))
+    if record.finished:
+        trial.state, trial.reason = ENDED, record.stop_reason
+    trial.under_way = record.status == "running"
+    return trial
+
+
+def read_schedule(folder: Path) -> dict[str, Any]:
+    """What the schedule remembers of the trial in `folder` (see `TrialState.state_dict`)."""
+    try:
+        return dict(json.loads((folder / SCHEDULE).read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def write_state(sweep: Path, trial: TrialState) -> TrialRecord:
+    """Bring the folder of a trial up to date with what the schedule decided."""
+    folder = folder_of(sweep, trial.id)
+    known = read_trial(folder)
+    if known is None:
+        known = write_trial(TrialRecord(trial.id, folder, trial.point))
+    kept = trial.state_dict()
+    if kept != read_schedule(folder):
+        write_text(folder / SCHEDULE, json.dumps(kept))
+    source = trial.shares or trial.continues
+    if source is not None and trial.step >= 0:
+        _copy_curve(folder_of(sweep, source), folder, trial.step)
+    if trial.active and known.finished:
+        return update_trial(folder, "pending", None)
+    if not trial.active and (known.status, known.stop_reason) != (status_of(trial), trial.reason):
+        return update_trial(folder, status_of(trial), trial.reason)
+    return known
+
+
+def status_of(trial: TrialState) -> str:
+    """The status of an ended trial's record."""
+    if trial.reason == MAX_STEPS:
+        return "done"
+    return "failed" if (trial.reason or ERROR).startswith((NAN, ERROR)) else "stopped"
+
+
+def begin_with(sweep: Path, trial_id: str, source_id: str) -> None:
+    """Give a trial without checkpoints those of another, and its curve, to go on from.
+
+    Files are linked, not copied, where the file system can: a trial replaces its files, it never
+    writes into them.
+    """
+    source, target = folder_of(sweep, source_id), folder_of(sweep, trial_id)
+    checkpoints = target / "checkpoints"
+    if (checkpoints / LAST).exists() or not (source / "checkpoints" / LAST).exists():
+        return
+    checkpoints.mkdir(exist_ok=True)
+    for name in (BEST, LAST):  # the last one says that all is there
+        with replacing(checkpoints / name) as draft:
+            try:
+                os.link(source / "checkpoints" / name, draft)
+            except OSError:
+                shutil.copyfile(source / "checkpoints" / name, draft)
+
+
+def _copy_curve(source: Path, target: Path, until: float) -> None:
+    lines = [line for line in read_metrics(source) if line["step"] <= until]
+    if len(lines) > len(read_metrics(target)):
+        write_text(target / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def reports(sweep: Path, trials: Iterable[TrialState]) -> list[Report]:
+    """All validations of `trials`, in the order they were made."""
+    made = []
+    for trial in trials:
+        for line in read_metrics(folder_of(sweep, trial.id)):
+            step = int(line["step"])
+            last = step >= trial.budget
+            made.append((line["time"], Report(trial.id, step, line["best_val_loss"], last)))
+    return [report for _, report in sorted(made, key=lambda pair: pair[0])]
+
+
+def try_again(sweep: Path) -> None:
+    """Open trials again that failed with an error, or were stopped by a limit of the sweep."""
+    for record in list_trials(sweep):
+        if (record.stop_reason or "").startswith((ERROR, BUDGET)):
+            update_trial(record.folder, "pending", None)

@@ -1,0 +1,312 @@
+"""The rules of a sweep: which trial runs next and until when, and which one must stop.
+
+Plain state over recorded results, without clock, files or engine: Ray, the simulator and a resumed
+driver get the same answers from the same records. In this order a free GPU gets
+1. a trial that was under way when the driver died;
+2. a new point of the searcher, unless its training is another trial's, too (`shared_training`);
+3. a trial stopped by a rung that would pass it by what was recorded there since, then, while
+   others still run, the best of the other stopped ones;
+4. the remedy of an unstable winner (on request), then repeats of the finalists with other seeds;
+5. the winner again, with a larger budget, as long as it is still falling at its end.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sesttune.search.asha import Report, Rungs
+from sesttune.search.finals import (
+    REPLICATE,
+    finalists,
+    missing_draw,
+    standings,
+    untried_remedy,
+)
+from sesttune.search.protocol import Job
+from sesttune.search.searcher import Observed
+from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining
+from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
+from sesttune.search.verdict import next_budget
+
+_ID_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a person can set about a sweep's schedule; the keys of `sweep.*` say what it means."""
+
+    trials: int
+    rungs: tuple[int, ...]
+    eta: int
+    max_steps: int
+    """Budget of a point that names none."""
+    longest: int | None = None
+    """The largest max_steps searched; None where it is not searched."""
+    lr_schedule: str = "constant"
+    """Of a point that names none."""
+    continue_stopped: bool = True
+    extend_to: tuple[int, ...] = ()
+    finalists: int = 1
+    seeds: int = 1
+    try_remedies: bool = False
+
+
+class Searcher(Protocol):
+    """Proposes points (`Suggester`)."""
+
+    def ask(self, history: Sequence[Observed]) -> dict[str, Any] | None: ...
+
+
+class Curves(Protocol):
+    """What is recorded of a trial beyond its last validation."""
+
+    def best_until(self, trial_id: str, step: int) -> tuple[int, float]:
+        """Step of the last validation up to `step` (-1: none), and the best val_loss by then."""
+
+    def still_falling(self, trial: TrialState) -> bool:
+        """Whether more steps would pay."""
+
+    def remedy(self, trial: TrialState) -> dict[str, Any] | None:
+        """Settings to change, where the curve is unstable."""
+
+
+class Schedule:
+    """A `Scheduler` (see `protocol`) with all of sesttune's rules.
+
+    `earlier`: trainings of an earlier sweep on the same data, with ids `SWEEP/ID`; the best of
+    them are continued first. `learnt`: results of that sweep for the searcher.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        searcher: Searcher,
+        curves: Curves,
+        earlier: Sequence[TrialState] = (),
+        learnt: Sequence[Observed] = (),
+    ) -> None:
+        self.rules, self._searcher, self._curves = rules, searcher, curves
+        self.rungs = Rungs(rules.rungs, rules.eta)
+        self.trials: dict[str, TrialState] = {}
+        self.changed: dict[str, TrialState] = {}
+        """Trials to be written to disk; whoever has written them empties it."""
+        self.closed: str | None = None
+        self._stops: dict[str, str] = {}
+        self._learnt = list(learnt)
+        self._shared = SharedTraining(
+            rules.lr_schedule, self.rungs, self.trials, earlier, curves.best_until, self._note
+        )
+        self._first = self._best_earlier(earlier)
+        self._searched: list[TrialState] = []
+        self._exhausted = self._idle = False
+
+    @property
+    def done(self) -> bool:
+        idle = self._idle or self.closed is not None
+        return idle and not any(trial.state == RUNNING for trial in self.trials.values())
+
+    def next(self) -> Job | None:
+        trial = None
+        if self.closed is None:
+            trial = self._under_way() or self._new() or self._stopped_one() or self._last_rounds()
+        self._idle = trial is None
+        if trial is None:
+            return None
+        trial.state, trial.reason = RUNNING, None
+        self._note(trial)
+        return Job(trial.id, trial.point, trial.max_steps, trial.continues)
+
+    def report(self, job_id: str, step: int, best_val_loss: float) -> str | None:
+        trial = self.trials[job_id]
+        trial.take(step, best_val_loss)
+        self._shared.follow(trial)
+        why = self._judge(trial) or self.closed
+        if why is None and trial.filler and not self._others_running():
+            why = _no_longer(trial)
+        if why is not None:
+            self._stops[job_id] = why
+        return why
+
+    def end(self, job_id: str, reason: str) -> None:
+        trial = self.trials[job_id]
+        trial.state, trial.filler = ENDED, False
+        why = self._stops.pop(job_id, None)
+        trial.reason = why if reason == "stopped" else reason
+        self._idle = False
+        self._note(trial)
+        self._shared.follow(trial)
+
+    def must_stop(self, job_id: str) -> bool:
+        """Whether its last report was answered with a stop."""
+        return job_id in self._stops
+
+    def close(self, why: str) -> None:
+        """Hand out nothing more, and stop every trial at its next validation."""
+        self.closed = self.closed or why
+
+    def restore(self, trials: Iterable[TrialState], reports: Iterable[Report]) -> None:
+        """Take in recorded trials, by id, and all their validations in the order they were made."""
+        for trial in trials:
+            self.trials[trial.id] = trial
+            if trial.repeats is None and trial.remedies is None:
+                self._searched.append(trial)
+        lines = list(reports)
+        for line in lines:
+            self.trials[line.trial_id].take(line.step, line.best_val_loss)
+        for trial in self.trials.values():
+            self._shared.restore(trial)
+        due = self.rungs.replay(line for line in lines if self._judged(line))
+        for trial_id, stop in due.items():
+            trial = self.trials[trial_id]
+            if trial.active and stop.rung not in trial.passed:
+                self._stops[trial_id] = str(stop)
+                self.end(trial_id, "stopped")
+        self._stop_fillers(lines)
+        self._shared.follow_all()
+
+    def _stop_fillers(self, lines: Sequence[Report]) -> None:
+        """Carry out that a filler stops at its first validation after the last other trial's."""
+        if any(trial.active and not trial.filler for trial in self._searched):
+            return
+        for line in reversed(lines):
+            trial = self.trials[line.trial_id]
+            if trial in self._searched and not trial.filler and not trial.shares:
+                return
+            if trial.filler and trial.active:
+                self._stops[trial.id] = _no_longer(trial)
+                self.end(trial.id, "stopped")
+
+    def winner(self) -> TrialState | None:
+        """The trial with the best mean over its draws, of those trained to their end."""
+        finals = self._finalists()
+        ranked = standings(finals, self.trials.values())
+        return self.trials[ranked[0].trial] if ranked else None
+
+    def _under_way(self) -> TrialState | None:
+        waiting = [trial for trial in self.trials.values() if trial.state == WAITING]
+        return min(waiting, key=lambda trial: not trial.under_way, default=None)
+
+    def _new(self) -> TrialState | None:
+        while len(self._searched) < self.rules.trials and not self._exhausted:
+            point = self._propose()
+            if point is None:
+                self._exhausted = True
+                break
+            trial = self._add(point)
+            self._searched.append(trial)
+            if trial.state == WAITING:
+                return trial
+        return None
+
+    def _propose(self) -> dict[str, Any] | None:
+        if len(self._searched) < len(self._first):
+            return self._first[len(self._searched)]
+        return self._searcher.ask(self._learnt + [observed(trial) for trial in self._searched])
+
+    def _best_earlier(self, earlier: Sequence[TrialState]) -> list[dict[str, Any]]:
+        """The best 1/eta of the earlier trainings, the best first, to be gone on with."""
+        best: dict[Hashable, dict[str, Any]] = {}
+        longest = {} if self.rules.longest is None else {MAX_STEPS_KEY: self.rules.longest}
+        for trial in sorted(earlier, key=lambda trial: (trial.best, trial.id)):
+            best.setdefault(self._shared.key(trial.point), trial.point | longest)
+        return list(best.values())[: -(-len(best) // self.rules.eta)]
+
+    def _add(self, point: dict[str, Any], **about: Any) -> TrialState:
+        number = 1 + len(self.trials)
+        budget = int(point.get(MAX_STEPS_KEY, self.rules.max_steps))
+        trial = TrialState(f"{number:0{_ID_DIGITS}d}", point, budget, budget, **about)
+        self.trials[trial.id] = trial
+        self._note(trial)
+        if trial.repeats is None:
+            self._shared.place(trial)
+        return trial
+
+    def _judge(self, trial: TrialState) -> str | None:
+        line = Report(trial.id, trial.step, trial.best, trial.step >= trial.max_steps)
+        if not self._judged(line):
+            return None
+        stop = self.rungs.report(line)
+        highest = self.rungs.highest(trial.id)
+        if stop is None and trial.filler and highest and highest[0] not in trial.passed:
+            trial.filler = False  # it has passed a rung since, as any other trial
+            self._note(trial)
+        return None if stop is None else str(stop)
+
+    def _judged(self, line: Report) -> bool:
+        """Repeats are not compared at rungs, nor an extension, nor a training twice."""
+        trial = self.trials[line.trial_id]
+        return not trial.repeats and not trial.shares and line.step <= trial.budget
+
+    def _stopped_one(self) -> TrialState | None:
+        if not self.rules.continue_stopped:
+            return None
+        stopped = [
+            (*found, trial)
+            for trial in self.trials.values()
+            if trial.stopped_by_rung and not trial.shares
+            if (found := self.rungs.highest(trial.id)) is not None
+        ]
+        stopped.sort(key=lambda found: (-found[0], found[1], found[2].id))
+        cutoffs = {rung: self.rungs.cutoff(rung) for rung in {rung for rung, _, _ in stopped}}
+        passing = [found for found in stopped if found[1] <= cutoffs[found[0]]]
+        if not passing and not self._others_running():
+            return None
+        for rung, _, trial in passing or stopped:
+            trial.passed = sorted({*trial.passed, rung})
+            trial.filler = not passing
+            trial.state, trial.reason = WAITING, None
+            self._shared.follow(trial)
+            return trial
+        return None
+
+    def _others_running(self) -> bool:
+        """Whether the search goes on without the trials that only fill a free GPU."""
+        return any(
+            trial.state == RUNNING and not trial.filler and trial.max_steps == trial.budget
+            for trial in self._searched
+        )
+
+    def _last_rounds(self) -> TrialState | None:
+        """Remedy, repeats and extension; each waits for what went before."""
+        active = [trial for trial in self.trials.values() if trial.active]
+        if any(trial.repeats is None for trial in active):
+            return None
+        if self.rules.try_remedies:
+            found = untried_remedy(self.trials, self._curves.remedy)
+            if found is not None:
+                return self._add(found[0].point | found[1], remedies=found[0].id)
+        draw = missing_draw(self._finalists(), self.trials.values(), self.rules.seeds)
+        if draw is not None:
+            return self._add(draw[0].point | {REPLICATE: draw[1]}, repeats=draw[0].id)
+        winner = None if active else self.winner()
+        if winner is None or winner.reason != "max_steps":
+            return None
+        further = next_budget(winner.max_steps, self.rules.extend_to)
+        if further is None or not self._curves.still_falling(winner):
+            return None
+        winner.max_steps = further
+        return winner
+
+    def _finalists(self) -> list[TrialState]:
+        return finalists(
+            self.trials.values(), self.rules.finalists, lambda t: self._shared.key(t.point)
+        )
+
+    def _note(self, trial: TrialState) -> None:
+        self.changed[trial.id] = trial
+
+
+def _no_longer(filler: TrialState) -> str:
+    return f"asha: it went on from rung {filler.passed[-1]} while a GPU was free"
+
+
+def observed(trial: TrialState) -> Observed:
+    """What the searcher may know of a trial."""
+    if trial.active:
+        state = "running"
+    elif trial.stopped_by_rung or not trial.complete:
+        state = "failed" if (trial.reason or "").startswith(("nan", "error")) else "pruned"
+    else:
+        state = "complete"
+    seen = trial.step >= 0
+    return Observed(trial.point, state, trial.settled if seen else None, max(trial.step, 0))

@@ -1,0 +1,155 @@
+"""Which trials are one training, kept up to date while it goes on.
+
+A trial whose training is another one's, too, never takes a GPU: it ends when that one passes its
+budget, or where that one ends. A longer one waits for the shorter one and continues its checkpoint.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+from sesttune.search.asha import Report, Rungs
+from sesttune.search.trial_state import (
+    BEHIND,
+    BUDGET,
+    ENDED,
+    ERROR,
+    MAX_STEPS,
+    NAN,
+    PATIENCE,
+    WAITING,
+    TrialState,
+)
+
+MAX_STEPS_KEY, LR_SCHEDULE_KEY = "training.max_steps", "training.lr_schedule"
+BestUntil = Callable[[str, int], tuple[int, float]]
+"""Step of a trial's last validation up to a step, and its best val_loss by then."""
+
+
+def trajectory(point: Mapping[str, Any], lr_schedule: str) -> Hashable:
+    """What all trials of one training have in common; `lr_schedule` is of points that name none.
+
+    At a constant rate trials equal but for max_steps are one training (a "stage" of Hippo,
+    arXiv:2006.11972); under `cosine` and `wsd` the rate depends on max_steps.
+    """
+    constant = point.get(LR_SCHEDULE_KEY, lr_schedule) == "constant"
+    parts = [(k, v) for k, v in point.items() if k != MAX_STEPS_KEY or not constant]
+    return tuple(sorted(parts))
+
+
+class SharedTraining:
+    """The trainings of a sweep, with its `trials` by id, and of `earlier` ones."""
+
+    def __init__(
+        self,
+        lr_schedule: str,
+        rungs: Rungs,
+        trials: Mapping[str, TrialState],
+        earlier: Iterable[TrialState],
+        best_until: BestUntil,
+        note: Callable[[TrialState], None],
+    ) -> None:
+        self._lr_schedule, self._rungs = lr_schedule, rungs
+        self._trials, self._best_until, self._note = trials, best_until, note
+        self._trunks: dict[Hashable, list[TrialState]] = {}
+        self._behind: dict[str, list[TrialState]] = {}
+        self._earlier = {trial.id: trial for trial in earlier}
+        for trial in sorted(self._earlier.values(), key=lambda trial: trial.step):
+            self._trunks.setdefault(self.key(trial.point), []).append(trial)
+
+    def key(self, point: Mapping[str, Any]) -> Hashable:
+        return trajectory(point, self._lr_schedule)
+
+    def place(self, trial: TrialState) -> None:
+        """Let a new trial share the training of another, or continue it, where there is one."""
+        trunks = self._trunks.setdefault(self.key(trial.point), [])
+        trunk = trunks[-1] if trunks else None
+        if trunk is not None and _covers(trunk, trial.budget):
+            trial.shares = trunk.id
+        else:
+            trial.continues = None if trunk is None else trunk.id
+            trunks.append(trial)
+        if trunk is not None:
+            trial.state = BEHIND
+            self._behind.setdefault(trunk.id, []).append(trial)
+            self.follow(trunk)
+
+    def restore(self, trial: TrialState) -> None:
+        """Take in a trial that was placed before."""
+        if trial.shares is None and trial.repeats is None:
+            self._trunks.setdefault(self.key(trial.point), []).append(trial)
+        ahead = trial.shares or trial.continues
+        if ahead is not None:
+            if trial.state == WAITING and (trial.shares or trial.step < 0):
+                trial.state = BEHIND
+            self._behind.setdefault(ahead, []).append(trial)
+
+    def follow_all(self) -> None:
+        """Bring all up to date after a restart."""
+        for trial_id in list(self._behind):
+            self.follow(self._known(trial_id))
+
+    def follow(self, trunk: TrialState) -> None:
+        """Bring those up to date that share the training of `trunk` or wait for its end."""
+        for trial in list(self._behind.get(trunk.id, ())):
+            if trial.shares == trunk.id:
+                if trial.active or trial.budget <= trunk.budget:
+                    self._follow(trial, trunk)
+            elif trial.state == BEHIND and not trunk.active:
+                self._go_beyond(trial, trunk)
+
+    def _follow(self, trial: TrialState, trunk: TrialState) -> None:
+        """The result of `trial` is in the curve of `trunk`."""
+        reason = trunk.reason
+        if trunk.step >= trial.budget:
+            reason = MAX_STEPS
+        elif trunk.active:
+            reason = None
+        if reason == trial.reason and trial.active == (reason is None):
+            return
+        if trunk.step <= trial.budget:
+            trial.take(trunk.step, trunk.best)
+        else:
+            trial.take(*self._best(trunk, trial.budget))
+        trial.reason, trial.state = reason, BEHIND if reason is None else ENDED
+        self._note(trial)
+
+    def _go_beyond(self, trial: TrialState, trunk: TrialState) -> None:
+        """`trunk` has ended before the budget of `trial`, which waited for it."""
+        if trunk.earlier or (trunk.reason or "").startswith((MAX_STEPS, ERROR, BUDGET)):
+            self._continue(trial, trunk)
+        else:  # it would have ended there, too; that is final, whatever becomes of the trunk
+            self._trunks[self.key(trial.point)].remove(trial)
+            trial.shares, trial.continues = trunk.shares or trunk.id, None
+            trial.take(trunk.step, trunk.best)
+            trial.reason, trial.state = trunk.reason, ENDED
+            self._note(trial)
+        self.follow(trial)
+
+    def _continue(self, trial: TrialState, trunk: TrialState) -> None:
+        """The curve of `trunk` is the beginning of that of `trial`, at the rungs too."""
+        stop = None
+        for rung in self._rungs.recorded:
+            if rung <= trunk.step:
+                _, best = self._best(trunk, rung)
+                stop = self._rungs.report(Report(trial.id, rung, best, False))
+                trial.passed = sorted({*trial.passed, rung})
+        trial.take(trunk.step, trunk.best)
+        trial.state, trial.reason = (WAITING, None) if stop is None else (ENDED, str(stop))
+        self._note(trial)
+
+    def _best(self, trial: TrialState, step: int) -> tuple[int, float]:
+        found = self._best_until(trial.id, step)
+        ahead = trial.shares or trial.continues
+        if found[0] >= 0 or ahead is None:
+            return found
+        return self._best(self._known(ahead), step)  # it has not trained a step of its own yet
+
+    def _known(self, trial_id: str) -> TrialState:
+        return self._trials.get(trial_id) or self._earlier[trial_id]
+
+
+def _covers(trunk: TrialState, steps: int) -> bool:
+    """Whether a trial of `steps` on the same training needs no step that `trunk` has not."""
+    if trunk.reason in (PATIENCE, NAN) or trunk.step >= steps:
+        return True
+    return not trunk.earlier and trunk.budget >= steps

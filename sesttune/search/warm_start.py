@@ -1,0 +1,127 @@
+"""Begin a sweep with what an earlier one on the same data has found (`sweep.warm_start`).
+
+Two things carry over: its results, for the searcher to learn from, and its trainings: a trial whose
+settings are those of an earlier one but for max_steps goes on from that one's last checkpoint.
+So the plan's stages (5,000 steps, 20,000, 40,000) each continue the one before.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sesttune.config.load import from_dict, with_point
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+from sesttune.search.recorded import read_schedule
+from sesttune.search.schedule import observed
+from sesttune.search.searcher import Observed
+from sesttune.search.space import Parameter, SearchSpace
+from sesttune.search.trial_state import BUDGET, ENDED, TrialState
+from sesttune.training.records import LAST, TrialRecord, list_trials
+
+_SAME_LOSS = ("model.kwargs.loss", "model.kwargs.st_cell_set_len", "training.train_seed")
+"""Settings that must agree for val_losses to be comparable."""
+_OTHER_STOP = {
+    "max_steps",
+    "early_stopping",
+    "patience",
+    "min_delta",
+    "ckpt_every_n_steps",
+    "checkpoint_budget_gb",
+    "log_every_n_steps",
+    "device",
+    "profile",
+}
+"""Settings of a training that do not change its weights at a given step."""
+
+
+def read_earlier(
+    folder: Path, config: Config, space: SearchSpace
+) -> tuple[list[TrialState], list[Observed]]:
+    """Trainings that can be continued, and results to learn from; both empty without warm start.
+
+    Raises UserError where the earlier sweep does not exist, or was run on other data or with
+    another loss.
+    """
+    name = config.sweep.warm_start
+    if name is None:
+        return [], []
+    source = folder.parent / name
+    then = check_earlier(source, config)
+    _check_data(source, folder)
+    trainings, learnt = [], []
+    for record in list_trials(source):
+        lines = record.metrics()
+        if not lines or read_schedule(record.folder).get("shares"):
+            continue
+        effective = with_point(then, record.params)
+        point = {key: _value(effective, key) for key in space.parameters}
+        trial = _state(f"{name}/{record.id}", record, point, effective.training.max_steps)
+        for line in lines:
+            trial.take(int(line["step"]), line["best_val_loss"])
+        if _inside(space, point):
+            learnt.append(observed(trial))
+        same = _training(with_point(config, point)) == _training(effective)
+        if same and (record.checkpoints / LAST).exists():
+            trainings.append(trial)
+    return trainings, learnt
+
+
+def check_earlier(source: Path, config: Config) -> Config:
+    """The settings of the sweep in `source`; raises UserError where they are not comparable."""
+    if not (source / "sweep.yaml").is_file():
+        known = sorted(path.parent.name for path in source.parent.glob("*/sweep.yaml"))
+        raise UserError(
+            f"sweep.warm_start={source.name}: no such sweep in {source.parent}; there are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    settings: Any = OmegaConf.to_container(OmegaConf.load(source / "sweep.yaml"))
+    then = from_dict(settings["config"])
+    for key in _SAME_LOSS:
+        if _value(then, key) != _value(config, key):
+            raise UserError(
+                f"sweep.warm_start={source.name}: it was run with {key}={_value(then, key)}, this "
+                f"one has {_value(config, key)}, so their losses are not comparable"
+            )
+    return then
+
+
+def _check_data(source: Path, folder: Path) -> None:
+    prints = []
+    for sweep in (source, folder):
+        about = sweep / "data.json"
+        prints.append(json.loads(about.read_text())["fingerprint"] if about.exists() else None)
+    if prints[0] != prints[1]:
+        raise UserError(
+            f"sweep.warm_start={source.name}: it was run on other data, so their losses are not "
+            "comparable; leave it out"
+        )
+
+
+def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: int) -> TrialState:
+    reason = record.stop_reason if record.finished else f"{BUDGET}not finished"
+    return TrialState(trial_id, point, budget, budget, state=ENDED, reason=reason)
+
+
+def _training(config: Config) -> dict[str, Any]:
+    """What the weights at a given step depend on, beside the data."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    training = {k: v for k, v in plain["training"].items() if k not in _OTHER_STOP}
+    if config.training.lr_schedule != "constant":
+        training["max_steps"] = config.training.max_steps
+    return {"training": training, "model": plain["model"]}
+
+
+def _inside(space: SearchSpace, point: dict[str, Any]) -> bool:
+    return all(_allows(parameter, point[key]) for key, parameter in space.parameters.items())
+
+
+def _allows(parameter: Parameter, value: Any) -> bool:
+    grid = parameter.grid()
+    return parameter.low <= value <= parameter.high if grid is None else value in grid
+
+
+def _value(config: Config, key: str) -> Any:
+    return OmegaConf.select(OmegaConf.structured(config), key)
