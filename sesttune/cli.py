@@ -10,6 +10,7 @@ from sesttune.errors import UserError
 
 COMMANDS = {
     "sweep": "search hyperparameters with Ray Tune (the main command)",
+    "plan": "what a sweep would take, without running it",
     "train": "one training; se-st-train is the same",
     "encode": "SE embeddings of an h5ad file",
     "promote": "register a sweep's best model in MLflow",

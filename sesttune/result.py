@@ -6,13 +6,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import write_text
 from sesttune.command import program
+from sesttune.plan_run import against_plan
 from sesttune.run_setup import DATA, RESULT, Run
-from sesttune.search.outcome import SweepOutcome
+from sesttune.search.outcome import Row, SweepOutcome
+from sesttune.tracking.describe import SHORT
 from sesttune.training.records import list_trials
 
 
@@ -21,6 +24,8 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
     result = {
         "verdict": outcome.verdict,
         "evidence": outcome.evidence,
+        "remedy": outcome.remedy,
+        "difference": outcome.difference,
         "leaderboard": _rows(outcome),
     }
     write_text(folder / RESULT, json.dumps(result, indent=2))
@@ -28,22 +33,17 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
 
 def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     """Leaderboard, baselines, verdict, and the commands that come next."""
-    table = Table(title=f"leaderboard of {run.folder.name}", title_justify="left")
-    for column in ("trial", "best val_loss", "at step", "ended by", "parameters"):
-        right = column in ("best val_loss", "at step")
-        table.add_column(column, justify="right" if right else "left")
-    for row in _rows(outcome):
-        loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}"
-        cells = (row["trial"], loss, f"{row['best_step']:,}", row["ended_by"], row["parameters"])
-        table.add_row(*cells)
-    console.print(table)
+    console.print(_table(run.folder.name, outcome))
     about = json.loads((run.folder / DATA).read_text())
     listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
     where = run.config.output_dir
     lines = [
         f"baselines: {listed}",
         f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
+        *([f"remedy:    {outcome.remedy}"] if outcome.remedy else []),
+        *([f"finals:    {outcome.difference}"] if outcome.difference else []),
         *_how_trials_ran(run.folder),
+        *([f"plan:      {off}"] if (off := against_plan(run.folder)) else []),
         f"browse:    {program()} ui output_dir={where}",
     ]
     failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
@@ -59,6 +59,41 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
             f"promote:   {program()} promote --sweep {run.folder.name} --output-dir {where}"
         )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _table(name: str, outcome: SweepOutcome) -> Table:
+    rows = _rows(outcome)
+    columns = [
+        "trial",
+        "val_loss",
+        "step",
+        "mean ± sd",
+        "verdict",
+        "ended by",
+        "parameters",
+    ]
+    if not outcome.finals:
+        columns.remove("mean ± sd")
+    table = Table(title=f"leaderboard of {name}", title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        right = column in ("val_loss", "step", "mean ± sd")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=column != "parameters"
+        )
+    for row in rows:
+        loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
+        mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
+        cells = {
+            "trial": row["trial"],
+            "val_loss": loss,
+            "step": f"{row['best_step']:,}",
+            "mean ± sd": mean,
+            "verdict": row["verdict"] or "-",
+            "ended by": row["ended_by"],
+            "parameters": row["parameters"],
+        }
+        table.add_row(*(cells[column] for column in columns))
+    return table
 
 
 def _how_trials_ran(folder: Path) -> list[str]:
@@ -80,22 +115,37 @@ def _how_trials_ran(folder: Path) -> list[str]:
 
 
 def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
-    return [
-        {
-            "trial": row.id,
-            "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
-            "best_step": row.best_step,
-            "last_step": row.step,
-            "ended_by": (row.stop_reason or row.status).partition(",")[0],
-            "parameters": _parameters(row.params),
-        }
-        for row in outcome.leaderboard
-    ]
+    """The leaderboard as plain values; `mean`, `sd` and `seeds` where a trial was repeated."""
+    finals = {standing.trial: standing for standing in outcome.finals}
+    rows = []
+    for row in outcome.leaderboard:
+        final = finals.get(row.id)
+        rows.append(
+            {
+                "trial": row.id,
+                "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
+                "best_step": row.best_step,
+                "last_step": row.step,
+                "mean": final.mean if final else None,
+                "sd": final.sd if final and len(final.values) > 1 else None,
+                "seeds": len(final.values) if final else 1,
+                "verdict": row.verdict.label if row.verdict else None,
+                "ended_by": _ended_by(row),
+                "parameters": _parameters(row.params),
+            }
+        )
+    return rows
+
+
+def _ended_by(row: Row) -> str:
+    reason = (row.stop_reason or row.status).partition(",")[0].replace("asha: rung", "asha at")
+    return reason if row.shares is None else f"{reason}, with {row.shares}"
 
 
 def _parameters(params: dict[str, Any]) -> str:
     parts = []
     for key, value in params.items():
-        shown = f"{value:.2e}" if isinstance(value, float) else str(value)
-        parts.append(f"{key.rpartition('.')[2]}={shown}")
+        shown = f"{value:.1e}" if isinstance(value, float) else str(value)
+        leaf = key.rpartition(".")[2]
+        parts.append(f"{SHORT.get(leaf, leaf)}={shown}")
     return " ".join(parts)

@@ -5,6 +5,7 @@ With no data configured it says so and runs the bundled demo.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sesttune.errors import UserError
 if TYPE_CHECKING:
     from sesttune.config.schema import Config
     from sesttune.run_setup import Run
+    from sesttune.search.plan import Plan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,8 +34,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="prepare the data and print the plan, no more"
+    )
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     console = Console()
     return _start(args, console) if args.resume is None else _resume(args, console)
 
@@ -43,6 +48,7 @@ def _start(args: argparse.Namespace, console: Console) -> int:
         if getattr(args, name) is not None:
             args.overrides.append(f"sweep.{name}={getattr(args, name)}")
     config = named(_configuration(args, console), "sweep")
+    from sesttune.plan_run import plan_run
     from sesttune.run_setup import prepare_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.space import load_space
@@ -55,7 +61,15 @@ def _start(args: argparse.Namespace, console: Console) -> int:
     if config.sweep.warm_start is not None:
         check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
     sweep = prepare_run(config, space.to_dict(), console, shard_runner(config))
-    return _run(sweep, console, resume=False)
+    try:
+        plan = plan_run(sweep, space, console)
+    except BaseException:
+        shutil.rmtree(sweep.folder)  # nothing has run in it yet
+        raise
+    if args.dry_run:
+        shutil.rmtree(sweep.folder)
+        return 0
+    return _run(sweep, console, plan, resume=False)
 
 
 def _configuration(args: argparse.Namespace, console: Console) -> "Config":
@@ -73,12 +87,14 @@ def _configuration(args: argparse.Namespace, console: Console) -> "Config":
 
 def _resume(args: argparse.Namespace, console: Console) -> int:
     allowed = [text for text in args.overrides if text.lstrip("+").startswith("output_dir=")]
-    if args.config or args.space or args.warm_start or len(allowed) < len(args.overrides):
+    given = args.config or args.space or args.warm_start or args.dry_run
+    if given or len(allowed) < len(args.overrides):
         raise UserError(
             "--resume uses the sweep's own settings: only output_dir= and --time-budget may go "
             "with it"
         )
     from sesttune.config.load import with_point
+    from sesttune.plan_run import read_plan
     from sesttune.run_setup import ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
 
@@ -91,10 +107,10 @@ def _resume(args: argparse.Namespace, console: Console) -> int:
         longer = with_point(known.config, {"sweep.time_budget": args.time_budget})
         known = replace(known, config=longer)
     sweep = ensure_data(known, console, shard_runner(known.config))
-    return _run(sweep, console, resume=True)
+    return _run(sweep, console, read_plan(sweep.folder), resume=True)
 
 
-def _run(sweep: "Run", console: Console, resume: bool) -> int:
+def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> int:
     from sesttune.result import show_result, write_result
     from sesttune.search.driver import run_sweep
     from sesttune.search.ledger import trial_count
@@ -109,7 +125,8 @@ def _run(sweep: "Run", console: Console, resume: bool) -> int:
     space = parse_space(sweep.space, str(folder / "sweep.yaml"))
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
         try:
-            with LiveTable(console, trial_count(config, space), list_trials(folder)) as live:
+            total, steps = trial_count(config, space), plan.expected.steps if plan else None
+            with LiveTable(console, total, list_trials(folder), steps) as live:
                 outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
         except KeyboardInterrupt:
             again = f"{program()} sweep --resume {folder.name} output_dir={config.output_dir}"

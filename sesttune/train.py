@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("sesttune train", description=main.__doc__)
     parser.add_argument("--resume", metavar="NAME", help="continue an interrupted training")
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     console = Console()
     config = read_config(args)
     from sesttune.run_setup import Run, ensure_data, open_run, prepare_run

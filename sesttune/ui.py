@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         "--host", default="127.0.0.1", help="default: %(default)s (this machine only)"
     )
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     from sesttune.tracking.store import artifact_location, pages, tracking_uri, without_secrets
 
     config = read_config(args)

@@ -135,11 +135,13 @@ class SweepConfig:
     """Stop poor trials early."""
     grace_period: int | None = None
     """Steps before ASHA may stop a trial; null is patience x val_check_interval."""
-    reduction_factor: int = 4
+    reduction_factor: int = 2
+    """A rung lets the best 1/reduction_factor pass; the next lies at this many times its steps."""
     rungs: list[int] | None = None
     """Steps at which ASHA compares; null is grace_period x reduction_factor^k."""
-    continue_stopped: bool = True
-    """While GPUs would idle at the end, go on with the best trials that ASHA stopped."""
+    continue_stopped: str = "passing"
+    """Trials that ASHA stopped go on where they would pass by later results (`passing`), also
+    while a GPU would idle otherwise (`idle`), or not at all (`never`)."""
     extend_to: list[int] = field(default_factory=lambda: [50_000, 60_000])
     """Budgets that a winner still falling at its own goes on to, where at most 3 x it; [] never."""
     finalists: int = 3

@@ -41,7 +41,7 @@ class LiveTable(SweepListener):
     """A context manager around the sweep: `with LiveTable(console, total, records) as live`.
 
     `total` trials will have been run in the end; `records` are those known before (a resumed
-    sweep). `clock` returns seconds.
+    sweep), `steps` what all trials are expected to take. `clock` returns seconds.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class LiveTable(SweepListener):
         console: Console,
         total: int,
         records: Sequence[TrialRecord] = (),
+        steps: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._total, self._clock = console, total, clock
         self._trials = {record.id: _known(record) for record in records if record.finished}
         self._live: Live | None = None
+        self._steps, self._steps_before = steps, self._steps_done()
         self._started = self._drawn = clock()
 
     def __enter__(self) -> "LiveTable":
@@ -115,6 +117,17 @@ class LiveTable(SweepListener):
             )
         return table
 
+    def _steps_done(self) -> float:
+        return sum(trial.line.get("step", 0) for trial in self._trials.values())
+
+    def _left(self) -> str:
+        """How long the rest will take, by the plan's steps and the speed of this sweep so far."""
+        made, passed = self._steps_done() - self._steps_before, self._clock() - self._started
+        if self._steps is None or made <= 0:
+            return ""
+        left = (self._steps - self._steps_done()) * passed / made
+        return f", about {duration(left)} left" if left > 0 else ", longer than planned"
+
     def _title(self) -> str:
         ended = sum(":" in trial.state for trial in self._trials.values())
         best = min(
@@ -123,7 +136,8 @@ class LiveTable(SweepListener):
         )
         leader = f", best val_loss {_number(best[0])} (trial {best[1]})" if best else ""
         total = max(self._total, len(self._trials))  # repeats of the finalists come on top
-        return f"{ended}/{total} trials, {duration(self._clock() - self._started)}{leader}"
+        passed = duration(self._clock() - self._started)
+        return f"{ended}/{total} trials, {passed}{self._left()}{leader}"
 
 
 def describe(params: Mapping[str, Any]) -> str:

@@ -4,8 +4,8 @@ Plain state over recorded results, without clock, files or engine: Ray, the simu
 driver get the same answers from the same records. In this order a free GPU gets
 1. a trial that was under way when the driver died;
 2. a new point of the searcher, unless its training is another trial's, too (`shared_training`);
-3. a trial stopped by a rung that would pass it by what was recorded there since, then, while
-   others still run, the best of the other stopped ones;
+3. a trial stopped by a rung that would pass it by what was recorded there since; on request also
+   the best of the other stopped ones, while others still run;
 4. the remedy of an unstable winner (on request), then repeats of the finalists with other seeds;
 5. the winner again, with a larger budget, as long as it is still falling at its end.
 """
@@ -44,7 +44,7 @@ class Rules:
     """The largest max_steps searched; None where it is not searched."""
     lr_schedule: str = "constant"
     """Of a point that names none."""
-    continue_stopped: bool = True
+    continue_stopped: str = "passing"
     extend_to: tuple[int, ...] = ()
     finalists: int = 1
     seeds: int = 1
@@ -238,7 +238,7 @@ class Schedule:
         return not trial.repeats and not trial.shares and line.step <= trial.budget
 
     def _stopped_one(self) -> TrialState | None:
-        if not self.rules.continue_stopped:
+        if self.rules.continue_stopped == "never":
             return None
         stopped = [
             (*found, trial)
@@ -249,7 +249,7 @@ class Schedule:
         stopped.sort(key=lambda found: (-found[0], found[1], found[2].id))
         cutoffs = {rung: self.rungs.cutoff(rung) for rung in {rung for rung, _, _ in stopped}}
         passing = [found for found in stopped if found[1] <= cutoffs[found[0]]]
-        if not passing and not self._others_running():
+        if not passing and (self.rules.continue_stopped != "idle" or not self._others_running()):
             return None
         for rung, _, trial in passing or stopped:
             trial.passed = sorted({*trial.passed, rung})
@@ -297,7 +297,7 @@ class Schedule:
 
 
 def _no_longer(filler: TrialState) -> str:
-    return f"asha: it went on from rung {filler.passed[-1]} while a GPU was free"
+    return f"asha: rung {filler.passed[-1]}, it went on only while a GPU was free"
 
 
 def observed(trial: TrialState) -> Observed:

@@ -33,6 +33,8 @@ def describe_run(folder: Path, about: Mapping[str, Any], result: Mapping[str, An
 def _outcome(name: str, result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"**Verdict:** {result['verdict'] or 'no result'}: {result['evidence']}",
+        *([f"\n**Remedy:** `{result['remedy']}`"] if result.get("remedy") else []),
+        *([f"\n**Finals:** {result['difference']}"] if result.get("difference") else []),
         "",
         f"Promote the best: `sesttune promote --sweep {name}`",
         "",

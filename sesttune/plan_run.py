@@ -1,0 +1,116 @@
+"""Plan a prepared run: calibrate, print what it will take, and refuse what the disk cannot hold."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sesttune.atomic import write_text
+from sesttune.config.schema import Config
+from sesttune.run_setup import Run
+from sesttune.search.budget import SPENT
+from sesttune.search.calibrate import Speed, calibrate
+from sesttune.search.live import duration
+from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
+from sesttune.search.ray_session import Slots, slots
+from sesttune.search.recorded import read_schedule
+from sesttune.search.space import SearchSpace
+from sesttune.training.records import list_trials
+
+PLAN = "plan.json"
+
+
+def plan_run(run: Run, space: SearchSpace, console: Console) -> Plan:
+    """Measure, plan, print and keep the plan of a run that has not begun.
+
+    Raises UserError where the disk cannot hold the worst case, or no trial fits the machine.
+    """
+    config, folder = run.config, run.folder
+    given = _machine(config)
+    console.print("calibrating: some tens of steps at the smallest and largest batch", style="dim")
+    speed = calibrate(config, space, run.manifest, folder / ".calibration", given.threads)
+    plan = make_plan(config, space, given.concurrent, given.gpus, speed)
+    write_text(folder / PLAN, json.dumps({**plan.to_dict(), "speed": vars(speed)}, indent=2))
+    console.print(_table(plan, given, speed, config))
+    check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
+    return plan
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan that the run in `folder` was started with."""
+    path = folder / PLAN
+    if not path.exists():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text())
+    return Plan(
+        kept["trials"],
+        tuple(kept["rungs"]),
+        Outlay(**kept["expected"]),
+        Outlay(**kept["worst"]),
+        kept["trial_gb"],
+        kept["disk_gb"],
+    )
+
+
+def against_plan(folder: Path) -> str | None:
+    """How far the plan was off, once the sweep in `folder` has ended; None without a plan."""
+    plan, spent = read_plan(folder), folder / SPENT
+    if plan is None or not spent.exists():
+        return None
+    took: dict[str, float] = json.loads(spent.read_text())
+    shares = [read_schedule(r.folder).get("shares") for r in list_trials(folder)]
+    steps = sum(
+        int(lines[-1]["step"])
+        for record, shared in zip(list_trials(folder), shares, strict=True)
+        if not shared and (lines := record.metrics())
+    )
+    off = took["wall_s"] / plan.expected.wall_s
+    return (
+        f"took {duration(took['wall_s'])} and {steps:,} steps; planned were "
+        f"{duration(plan.expected.wall_s)} ({off:.2f} x) and {plan.expected.steps:,}, at worst "
+        f"{duration(plan.worst.wall_s)} and {plan.worst.steps:,}"
+    )
+
+
+def _machine(config: Config) -> Slots:
+    """The slots of this machine, as Ray would count them; those of a cluster once it is joined."""
+    import torch
+
+    if config.sweep.address or os.environ.get("RAY_ADDRESS"):
+        from sesttune.search.ray_session import ray_session
+
+        with ray_session(config) as found:
+            return found
+    cores = float(len(os.sched_getaffinity(0)))
+    return slots(config, {"CPU": cores, "GPU": float(torch.cuda.device_count())})
+
+
+def _table(plan: Plan, given: Slots, speed: Speed, config: Config) -> Table:
+    unit = "GPU-hours" if given.gpus else "slot-hours"
+    at = "no rungs" if not plan.rungs else "rungs at " + ", ".join(f"{r:,}" for r in plan.rungs)
+    at += " steps" if plan.rungs else ""
+    batch = config.training.batch_size
+    rate = 1 / (speed.fixed_s + speed.set_s * batch)
+    table = Table(
+        title=f"plan: {plan.trials} trials, {given.concurrent} at once, {at}; "
+        f"{rate:.3g} steps/s at batch size {batch}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("", "trainings", "steps", unit, "wall-clock", "disk"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, outlay in (("expected", plan.expected), ("worst case", plan.worst)):
+        table.add_row(
+            name,
+            str(outlay.trainings),
+            f"{outlay.steps:,}",
+            f"{outlay.gpu_s / 3600:.3g}",
+            duration(outlay.wall_s),
+            f"{plan.disk_gb:.3g} GB" if name == "worst case" else "",
+        )
+    return table

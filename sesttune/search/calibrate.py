@@ -1,0 +1,142 @@
+"""Measure a step before a sweep is planned: some tens of real ones, in a process of its own.
+
+Two trials of the space's smallest and largest batch run alone, one after the other, with the widest
+and deepest head that the space holds. Times of batch sizes between lie on a line through the two.
+"""
+
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sesttune.config.load import from_dict, to_dict, with_point
+from sesttune.config.schema import Config
+from sesttune.errors import UserError
+from sesttune.search.space import SearchSpace
+from sesttune.training.records import BEST, LAST
+
+_INTERVAL, _INTERVALS, _ENOUGH_S = 10, 5, 20.0
+"""Steps between validations; how many of them; a slow machine stops after three and this time."""
+_BATCH = "training.batch_size"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a step are `fixed_s + set_s * sets`; bytes are of one checkpoint file."""
+
+    fixed_s: float
+    set_s: float
+    validation_s: float
+    startup_s: float
+    best_bytes: int
+    last_bytes: int
+
+
+@dataclass(frozen=True)
+class _Sample:
+    sets: int
+    step_s: float
+    validation_s: float
+    startup_s: float
+    best_bytes: int
+    last_bytes: int
+
+
+def calibrate(
+    config: Config, space: SearchSpace, manifest: Path, folder: Path, threads: int
+) -> Speed:
+    """Measure on the prepared data of `manifest`; `folder` is made and removed again.
+
+    `threads`: compute threads of a trial on the CPU. Raises UserError where not even the smallest
+    batch can be trained.
+    """
+    demanding = {
+        key: max(parameter.extremes())
+        for key, parameter in space.parameters.items()
+        if key in ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
+    }
+    batches = space.parameters.get(_BATCH)
+    sizes = sorted(
+        {int(b) for b in batches.extremes()} if batches else {config.training.batch_size}
+    )
+    samples = []
+    try:
+        for sets in {sizes[0], sizes[-1]}:
+            measured = _settings(config, demanding | {_BATCH: sets})
+            arguments = (to_dict(measured), str(manifest), str(folder / str(sets)), threads)
+            spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                samples.append(process.submit(_measure, *arguments).result())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _line(sorted(samples, key=lambda sample: sample.sets))
+
+
+def _line(samples: list[_Sample]) -> Speed:
+    """The speed by the samples of the smallest and the largest batch (they may be one)."""
+    small, large = samples[0], samples[-1]
+    set_s = large.step_s / large.sets
+    if large.sets > small.sets:
+        set_s = max(0.0, (large.step_s - small.step_s) / (large.sets - small.sets))
+    return Speed(
+        max(0.0, large.step_s - set_s * large.sets),
+        set_s,
+        large.validation_s,
+        small.startup_s,
+        large.best_bytes,
+        large.last_bytes,
+    )
+
+
+def _settings(config: Config, point: dict[str, Any]) -> Config:
+    return with_point(
+        config,
+        point
+        | {
+            "training.max_steps": _INTERVAL * _INTERVALS,
+            "training.val_check_interval": _INTERVAL,
+            "training.ckpt_every_n_steps": 10**9,
+            "training.early_stopping": False,
+            "training.warmup_steps": 0,
+            "training.profile": False,
+            "model.checkpoint": None,
+        },
+    )
+
+
+class _Enough(Exception):
+    """Ends a measured trial."""
+
+
+def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int) -> _Sample:
+    import torch
+
+    from sesttune.training.trial import run_trial
+
+    torch.set_num_threads(threads)
+    config, lines = from_dict(settings), list[dict[str, float]]()
+
+    def watch(line: dict[str, float]) -> None:
+        lines.append(line)
+        if len(lines) > 3 and line["time"] - lines[1]["time"] > _ENOUGH_S:
+            raise _Enough
+
+    with suppress(_Enough):
+        run_trial(config, Path(manifest), Path(folder), watch)
+    trained = lines[2:] or lines[1:]  # the first interval warms up
+    if not trained:
+        raise UserError(f"no step could be measured with {_BATCH}={config.training.batch_size}")
+    step_s = sum(1 / line["steps_per_s"] for line in trained) / len(trained)
+    took = (trained[-1]["time"] - lines[1]["time"]) / max(1, len(lines) - 2)
+    sizes = {name: (Path(folder) / "checkpoints" / name).stat().st_size for name in (BEST, LAST)}
+    return _Sample(
+        config.training.batch_size,
+        step_s,
+        max(0.0, took - _INTERVAL * step_s),
+        trained[0]["startup_s"],
+        sizes[BEST],
+        sizes[LAST],
+    )
