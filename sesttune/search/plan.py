@@ -83,12 +83,13 @@ def check_disk(plan: Plan, config: Config, speed: Speed, free_bytes: float, fold
     if affordable >= least:
         hint = f"training.checkpoint_budget_gb={math.floor(100 * affordable) / 100:g} would fit"
     else:
-        fitting = int(max(0.0, free - fixed) / (least + speed.best_bytes / GB))
+        copy = speed.best_bytes / GB
+        fitting = int(max(0.0, free - fixed + trainings * copy) / (least + copy))
         repeats = config.sweep.finalists * (config.sweep.seeds - 1)
         hint = (
             f"not even with best and last checkpoints alone ({least:.2g} GB a trial): free some "
-            f"space, or set sweep.num_trials={max(1, fitting - repeats)} "
-            f"training.checkpoint_budget_gb={math.ceil(100 * least) / 100:g}"
+            f"space, or search at most {max(1, fitting - repeats)} points (sweep.num_trials, or a "
+            f"smaller grid) with training.checkpoint_budget_gb={math.ceil(100 * least) / 100:g}"
         )
     raise UserError(
         f"the sweep may fill {plan.disk_gb:.3g} GB of {folder} ({trainings} trials of "

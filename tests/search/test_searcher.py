@@ -30,7 +30,7 @@ def search(space, kind, trials, seed=0):
     suggester, history = Suggester(space, kind, seed, trials), []
     while len(history) < trials and (point := suggester.ask(history)) is not None:
         distance = abs(math.log10(point.get("training.lr", 1e-3)) + 3)
-        loss = distance + 0.5 * (point["training.batch_size"] != 16)
+        loss = distance + 0.5 * (point.get("training.batch_size") != 16)
         history.append(Observed(point, "complete", loss, 100))
     return history
 
@@ -54,10 +54,32 @@ def test_tpe_finds_the_good_region_and_random_does_not_look_for_it():
     assert late_mean("tpe") < 0.6 * late_mean("random")
 
 
-def test_a_grid_is_every_point_once_in_order_and_then_the_end():
-    history = search(FINITE, "grid", 99)
-    assert [seen.params for seen in history] == list(FINITE.grid())
-    assert Suggester(FINITE, "grid", 0, 99).ask(history) is None
+def test_a_grid_is_every_point_once_in_a_random_order_and_then_the_end():
+    tried = [seen.params for seen in search(FINITE, "grid", 99)]
+    points = list(FINITE.grid())
+    assert tried != points
+    assert sorted(map(repr, tried)) == sorted(map(repr, points))
+    assert tried == [seen.params for seen in search(FINITE, "grid", 99)]
+    assert tried != [seen.params for seen in search(FINITE, "grid", 99, seed=1)]
+    assert Suggester(FINITE, "grid", 0, 99).ask(search(FINITE, "grid", 99)) is None
+
+
+def test_a_grid_keeps_the_points_of_one_training_together_the_longest_first():
+    space = parse_space(
+        {
+            "parameters": {
+                "training.max_steps": {"type": "choice", "values": [10, 30, 20]},
+                "training.lr": {"type": "choice", "values": [1e-4, 1e-3, 1e-2]},
+            }
+        },
+        "s.yaml",
+    )
+    tried = [
+        (seen.params["training.lr"], seen.params["training.max_steps"])
+        for seen in search(space, "grid", 99)
+    ]
+    assert [steps for _, steps in tried] == [30, 20, 10] * 3
+    assert all(len({lr for lr, _ in tried[k : k + 3]}) == 1 for k in (0, 3, 6))
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])

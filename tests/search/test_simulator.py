@@ -1,0 +1,165 @@
+import math
+
+import pytest
+
+from sesttune.config.load import load_config
+from sesttune.search.landscape import PowerLaw
+from sesttune.search.ledger import rules_of
+from sesttune.search.protocol import Job
+from sesttune.search.schedule import Schedule
+from sesttune.search.searcher import Suggester
+from sesttune.search.simulator import SimulatedCurves, Simulation
+from sesttune.search.space import parse_space
+
+
+class Listed:
+    """Hands out jobs in order; stops a trial at a given step."""
+
+    def __init__(self, jobs, stop_at=None):
+        self.jobs, self.stop_at = list(jobs), stop_at or {}
+        self.ends, self.reports, self.done = [], [], False
+
+    def next(self):
+        self.done = not self.jobs
+        return self.jobs.pop(0) if self.jobs else None
+
+    def report(self, job_id, step, best_val_loss):
+        self.reports.append((job_id, step, best_val_loss))
+        return self.stop_at.get(job_id) == step
+
+    def end(self, job_id, reason):
+        self.ends.append((job_id, reason))
+
+
+class Curve:
+    def __init__(self, losses=None, step_s=1.0):
+        self.losses, self._step_s = losses, step_s
+
+    def val_loss(self, point, step):
+        return (self.losses or {}).get(step, 1 / (1 + step))
+
+    def step_s(self, point):
+        return self._step_s * point.get("slow", 1)
+
+
+def run(scheduler, curve, slots=1, patience=100, startup_s=0.0):
+    events = []
+    simulation = Simulation(scheduler, curve, slots, 10, patience, startup_s, events.append)
+    simulation.run()
+    return simulation, events
+
+
+def test_two_slots_take_the_virtual_time_of_the_longer_ones():
+    jobs = [Job("a", {}, 20), Job("b", {"slow": 3}, 20), Job("c", {}, 30)]
+    simulation, events = run(Listed(jobs), Curve(), slots=2, startup_s=2.0)
+    # a: 22 s, then c: 32 s more; b beside them: 62 s.
+    assert simulation.time_s == 62
+    assert simulation.slot_s == 22 + 62 + 32
+    assert simulation.steps == 70
+    assert [event.time_s for event in events] == sorted(event.time_s for event in events)
+
+
+def test_a_trial_handed_out_again_goes_on_from_its_last_validation():
+    jobs = [Job("a", {}, 20), Job("a", {}, 40)]
+    scheduler = Listed(jobs)
+    simulation, _ = run(scheduler, Curve())
+    assert [step for _, step, _ in scheduler.reports] == [0, 10, 20, 30, 40]
+    assert simulation.steps == 40
+    assert scheduler.ends == [("a", "max_steps"), ("a", "max_steps")]
+
+
+def test_a_trial_that_continues_another_starts_with_its_curve():
+    jobs = [Job("a", {}, 20), Job("b", {}, 40, continues="a")]
+    scheduler = Listed(jobs)
+    simulation, _ = run(scheduler, Curve())
+    assert [(i, step) for i, step, _ in scheduler.reports if i == "b"] == [("b", 30), ("b", 40)]
+    assert [step for step, _ in simulation.trainings["b"].lines] == [0, 10, 20, 30, 40]
+
+
+def test_patience_a_loss_that_is_no_number_and_the_scheduler_end_a_trial():
+    rising = Curve({step: 1 + step for step in range(0, 100, 10)})
+    scheduler = Listed([Job("a", {}, 90)])
+    run(scheduler, rising, patience=3)
+    assert scheduler.ends == [("a", "patience")]
+    assert [step for _, step, _ in scheduler.reports] == [0, 10, 20, 30]
+    scheduler = Listed([Job("a", {}, 90)])
+    run(scheduler, Curve({20: math.nan}))
+    assert scheduler.ends == [("a", "nan")]
+    scheduler = Listed([Job("a", {}, 90)], stop_at={"a": 30})
+    run(scheduler, Curve())
+    assert scheduler.ends == [("a", "stopped")]
+
+
+def schedule(searcher="grid", trials=12, *overrides):
+    values = {"type": "choice", "values": [1e-5, 1e-4, 3e-4, 1e-3]}
+    if searcher != "grid":
+        values = {"type": "loguniform", "low": 1e-5, "high": 1e-2}
+    steps = {"type": "choice", "values": [20_000, 40_000, 60_000]}
+    content = {
+        "searcher": searcher,
+        "num_trials": trials,
+        "parameters": {"training.lr": values, "training.max_steps": steps},
+    }
+    config = load_config(list(overrides))
+    space, curves = parse_space(content, "s.yaml"), SimulatedCurves(5_000)
+    rules = rules_of(config, space)
+    return Schedule(rules, Suggester(space, searcher, 1, rules.trials), curves), curves
+
+
+def simulate(made, slots=4, law=None):
+    scheduler, curves = made
+    simulation = Simulation(scheduler, law or PowerLaw(), slots, 500, 10)
+    curves.simulation = simulation
+    simulation.run()
+    return simulation
+
+
+def test_a_schedule_trains_each_training_of_a_grid_once_and_names_a_winner_by_its_seeds():
+    scheduler, curves = schedule("grid", 12, "sweep.asha=False")
+    simulation = simulate((scheduler, curves), law=PowerLaw(rise=0.6))
+    searched = [t for t in scheduler.trials.values() if t.repeats is None]
+    assert len(searched) == 12
+    assert sum(t.shares is None for t in searched) == 4
+    assert all(not t.active for t in scheduler.trials.values())
+    own = {t.id for t in scheduler.trials.values() if t.shares is None}
+    assert set(simulation.trainings) == own, "shared ones never took a slot"
+    repeats = [t for t in scheduler.trials.values() if t.repeats is not None]
+    assert {t.point["training.replicate"] for t in repeats} == {1, 2}
+    assert scheduler.winner().point["training.lr"] == pytest.approx(3e-4)
+    assert scheduler.done
+
+
+def test_the_winner_is_extended_to_50k_then_60k_where_it_still_falls():
+    slow = PowerLaw(steps_scale=20_000, noise=0.0, seed_noise=0.0)
+    scheduler, curves = schedule("grid", 12, "training.max_steps=40000")
+    for key in ("extended", "not"):
+        space = parse_space(
+            {
+                "searcher": "grid",
+                "parameters": {"training.lr": {"type": "choice", "values": [1e-4, 3e-4]}},
+            },
+            "s.yaml",
+        )
+        limits = [] if key == "extended" else ["sweep.extend_to=[]"]
+        rules = rules_of(load_config(limits), space)
+        curves = SimulatedCurves(5_000)
+        scheduler = Schedule(rules, Suggester(space, "grid", 1, 2), curves)
+        simulate((scheduler, curves), law=slow)
+        steps = sorted(t.step for t in scheduler.trials.values() if t.repeats is None)
+        assert steps[-1] == (60_000 if key == "extended" else 40_000)
+
+
+def test_an_idle_slot_is_filled_on_request_and_only_while_others_run():
+    filled = simulate(schedule("random", 12, "sweep.continue_stopped=idle", "sweep.seeds=1"))
+    left = simulate(schedule("random", 12, "sweep.continue_stopped=never", "sweep.seeds=1"))
+    assert filled.steps > left.steps
+    assert filled.time_s <= left.time_s + 500 * 0.01, "it costs no time, but for one validation"
+
+
+def test_ten_thousand_trials_leave_no_curve_in_memory_when_none_is_asked_for():
+    scheduler, curves = schedule("random", 200, "sweep.seeds=1", "sweep.extend_to=[]")
+    simulation = Simulation(scheduler, PowerLaw(), 50, 500, 10, keep_lines=False)
+    curves.simulation = simulation
+    simulation.run()
+    assert len(simulation.trainings) == 200
+    assert all(training.lines == [] for training in simulation.trainings.values())

@@ -1,0 +1,117 @@
+"""A later sweep begins with what an earlier one found, on real trials."""
+
+import json
+
+import pytest
+from helpers.tiny_data import MeanEncoder, write_tiny
+from omegaconf import OmegaConf
+
+from sesttune.config.load import load_config, to_dict, with_point
+from sesttune.data.trial_data import prepare
+from sesttune.errors import UserError
+from sesttune.search.driver import run_sweep
+from sesttune.search.listener import SweepListener
+from sesttune.search.space import parse_space
+from sesttune.search.warm_start import read_earlier
+from sesttune.training.records import list_trials, read_metrics
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    data = write_tiny(tmp_path_factory.mktemp("tiny"))
+    more = {"sweep.seeds": 1, "sweep.extend_to": [], "sweep.asha": False, "training.patience": 99}
+    config = load_config(base=data.settings(**more))
+    return config, prepare(config, MeanEncoder)
+
+
+def space(searcher, *rates):
+    lr = {"type": "choice", "values": list(rates)}
+    if searcher != "grid":
+        lr = {"type": "loguniform", "low": 1e-5, "high": 1e-1}
+    return parse_space(
+        {"searcher": searcher, "num_trials": 2, "parameters": {"training.lr": lr}}, "s.yaml"
+    )
+
+
+def begin(folder, config):
+    folder.mkdir(parents=True)
+    (folder / "data.json").write_text(json.dumps({"fingerprint": "f"}))
+    settings = {"config": to_dict(config), "space": None}
+    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    return folder
+
+
+def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path):
+    config, manifest = tiny
+    quick = with_point(config, {"training.max_steps": 10})
+    first = begin(tmp_path / "quick", quick)
+    run_sweep(first, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    full = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
+    second = begin(tmp_path / "full", full)
+    steps = []
+
+    class Heard(SweepListener):
+        def on_report(self, trial_id, metrics):
+            steps.append((trial_id, metrics["step"]))
+
+    run_sweep(second, full, space("grid", 1e-2, 1e-3), manifest, [Heard()])
+    assert sorted(steps) == [("001", 15), ("001", 20), ("002", 15), ("002", 20)]
+    earlier = {r.params["training.lr"]: read_metrics(r.folder) for r in list_trials(first)}
+    for record in list_trials(second):
+        lines = read_metrics(record.folder)
+        assert [line["step"] for line in lines] == [0, 5, 10, 15, 20]
+        assert [line["val_loss"] for line in lines[:3]] == [
+            line["val_loss"] for line in earlier[record.params["training.lr"]]
+        ]
+    # What was trained in two sweeps is what one would have trained.
+    straight = begin(tmp_path / "straight", config)
+    alone = with_point(config, {"training.max_steps": 20})
+    run_sweep(straight, alone, space("grid", 1e-2, 1e-3), manifest)
+    losses = [
+        {r.params["training.lr"]: [ln["val_loss"] for ln in r.metrics()] for r in list_trials(f)}
+        for f in (second, straight)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_all(tiny, tmp_path):
+    config, manifest = tiny
+    quick = with_point(config, {"training.max_steps": 10})
+    first = begin(tmp_path / "quick", quick)
+    run_sweep(first, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    later = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
+    second = begin(tmp_path / "full", later)
+    trainings, learnt = read_earlier(second, later, space("tpe"))
+    assert len(trainings) == len(learnt) == 3
+    assert {seen.params["training.lr"] for seen in learnt} == {1e-2, 1e-3, 1e-4}
+    run_sweep(second, later, space("tpe"), manifest)
+    best = min(list_trials(first), key=lambda r: r.metrics()[-1]["best_val_loss"])
+    assert list_trials(second)[0].params == best.params
+
+
+def test_results_that_cannot_be_compared_are_refused(tiny, tmp_path):
+    config, _ = tiny
+    begin(tmp_path / "first", config)
+    folder = begin(tmp_path / "second", config)
+
+    def refused(*, match, **changes):
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        later = with_point(config, {"sweep.warm_start": "first"} | named)
+        with pytest.raises(UserError, match=match):
+            read_earlier(folder, later, space("grid", 1e-3))
+
+    refused(sweep__warm_start="frist", match="no such sweep in .*; there are: first, second")
+    refused(model__kwargs__loss="mse", match="run with model.kwargs.loss=energy")
+    (folder / "data.json").write_text(json.dumps({"fingerprint": "other"}))
+    refused(match="it was run on other data")
+
+
+def test_another_setting_is_learnt_from_but_not_continued(tiny, tmp_path):
+    config, manifest = tiny
+    quick = with_point(config, {"training.max_steps": 5})
+    begin(tmp_path / "quick", quick)
+    run_sweep(tmp_path / "quick", quick, space("grid", 1e-2), manifest)
+    changed = {"training.weight_decay": 0.1, "sweep.warm_start": "quick"}
+    folder = begin(tmp_path / "later", config)
+    trainings, learnt = read_earlier(folder, with_point(config, changed), space("tpe"))
+    assert (len(trainings), len(learnt)) == (0, 1)
