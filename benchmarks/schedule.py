@@ -32,8 +32,8 @@ STARTUP_S = 3.0
 OURS = "ours"
 ABLATIONS: dict[str, tuple[str, ...]] = {
     OURS: (),
-    "ours, idle GPUs filled": ("sweep.continue_stopped=idle",),
-    "ours, stopped is stopped": ("sweep.continue_stopped=never",),
+    "ours, stopped is stopped": ("sweep.continue_stopped=false",),
+    "ours, one finalist": ("sweep.finalists=1",),
     "ours, single seeds": ("sweep.seeds=1",),
     "ours, no training shared": ("training.lr_schedule=cosine",),
     "ours, best third": ("sweep.reduction_factor=3",),
@@ -268,9 +268,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write schedule.json and schedule.png here")
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--trials", type=int, default=10_000, help="with --scale")
+    parser.add_argument("--slots", type=int, default=512, help="with --scale")
     args = parser.parse_args()
     if args.scale:
-        scale(10_000, 512)
+        scale(args.trials, args.slots)
         return
     jobs = [(family, seed, args.gpus) for family in FAMILIES for seed in range(args.repeats)]
     with ProcessPoolExecutor(args.processes) as pool:

@@ -64,7 +64,6 @@ def check_values(config: Config) -> None:
         "data.kwargs.store_location": (data.store_location, ("auto", "device", "host")),
         "model.kwargs.loss": (model.loss, ("energy", "sinkhorn", "mse")),
         "model.kwargs.se_precision": (model.se_precision, ("auto", "fp32", "bf16")),
-        "sweep.continue_stopped": (sweep.continue_stopped, ("idle", "passing", "never")),
         "training.precision": (training.precision, ("auto", "32", "bf16")),
         "training.lr_schedule": (training.lr_schedule, ("constant", "cosine", "wsd")),
         "training.device": (training.device, ("auto", "cpu", "cuda")),

@@ -139,13 +139,13 @@ class SweepConfig:
     """A rung lets the best 1/reduction_factor pass; the next lies at this many times its steps."""
     rungs: list[int] | None = None
     """Steps at which ASHA compares; null is grace_period x reduction_factor^k."""
-    continue_stopped: str = "passing"
-    """Trials that ASHA stopped go on where they would pass by later results (`passing`), also
-    while a GPU would idle otherwise (`idle`), or not at all (`never`)."""
+    continue_stopped: bool = True
+    """Trials that ASHA stopped keep their checkpoint and go on where they pass by later results;
+    false stops them for good, and lets the first ones of a rung through uncompared."""
     extend_to: list[int] = field(default_factory=lambda: [50_000, 60_000])
     """Budgets that a winner still falling at its own goes on to, where at most 3 x it; [] never."""
     finalists: int = 3
-    """How many of the best are repeated before the winner is named."""
+    """How many of the best are trained to their end and repeated before the winner is named."""
     seeds: int = 3
     """Trainings of each finalist, its first included; 1 names the winner from single runs."""
     try_remedies: bool = False

@@ -1,20 +1,28 @@
 """Stop poor trials early: asynchronous successive halving (Li et al., arXiv:1810.05934).
 
-Rungs lie at `grace * eta^k` steps, or where they are told to. The decision is Ray Tune's own (a
-trial stops at a rung when its value is worse than the best 1/eta quantile of those recorded
-there before it), kept here as plain state over recorded values because Ray's scheduler forgets
-its rungs when the driver dies; `replay` rebuilds them from the trials' files.
+Rungs lie at `grace * eta^k` steps, or where they are told to. Two rules, both over the best value
+so far of all trials that are recorded at a rung:
+
+- *pausing* (where stopped trials keep their checkpoints and can go on, the default): a trial goes
+  on while it is among the best 1/eta of its rung, rounded down, itself included. So the first ones
+  wait for others to be compared with, and go on later where they pass. The paper's promotions.
+- *stopping* (where stopped is stopped): Ray Tune's decision, a trial stops when its value is worse
+  than the best 1/eta quantile of those recorded before it. The first ones always go on, which costs
+  half as many steps again (`benchmarks/schedule.py`).
+
+Both are kept here as plain state over recorded values because Ray's scheduler forgets its rungs
+when the driver dies; `replay` rebuilds them from the trials' files.
 
 What is judged: the highest rung reached, once per trial, at the first validation at or past it
 (a trial that skips past a rung is judged at the next validation). A tie goes on. A late joiner
 meets everything recorded before it. A loss that is not finite is neither judged nor recorded.
 """
 
+import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,10 @@ class Stop:
     cutoff: float
 
     def __str__(self) -> str:
-        return (
-            f"asha: rung {self.rung}, best val_loss {self.value:.4g} is above the cutoff "
-            f"{self.cutoff:.4g}"
-        )
+        value = f"asha: rung {self.rung}, best val_loss {self.value:.4g}"
+        if math.isinf(self.cutoff):
+            return f"{value} waits for others to be compared with"
+        return f"{value} is above the cutoff {self.cutoff:.4g}"
 
 
 class Report(NamedTuple):
@@ -55,11 +63,13 @@ class Rungs:
     """The rungs of one sweep and what was recorded at each.
 
     `steps`: where they lie, in optimizer steps. `eta`: the best 1/eta go on. Lower is better.
+    `pausing`: the rule, see above.
     """
 
-    def __init__(self, steps: Iterable[int], eta: int) -> None:
-        self.eta = eta
+    def __init__(self, steps: Iterable[int], eta: int, pausing: bool = False) -> None:
+        self.eta, self.pausing = eta, pausing
         self.recorded: dict[int, dict[str, float]] = {rung: {} for rung in sorted(steps)}
+        self._sorted: dict[int, list[float]] = {rung: [] for rung in self.recorded}
 
     def report(self, report: Report) -> Stop | None:
         """Record a validation; returns why the trial must stop, or None to go on.
@@ -68,21 +78,55 @@ class Rungs:
         recorded but never stopped, it has nothing left to save.
         """
         reached = [rung for rung in self.recorded if rung <= report.step]
-        if not reached or not np.isfinite(report.best_val_loss):
+        if not reached or not math.isfinite(report.best_val_loss):
             return None
         rung = max(reached)
         if report.trial_id in self.recorded[rung]:
             return None
-        cutoff = self.cutoff(rung)
-        self.recorded[rung][report.trial_id] = report.best_val_loss
+        before = self._quantile(rung)
+        self._record(rung, report.trial_id, report.best_val_loss)
+        cutoff = self.cutoff(rung) if self.pausing else before
         if report.last or report.best_val_loss <= cutoff:
             return None
         return Stop(rung, report.best_val_loss, cutoff)
 
-    def cutoff(self, rung: int) -> float:
-        """What a value must not be above at `rung`, by all that is recorded there now."""
-        values = list(self.recorded[rung].values())
-        return float(np.percentile(values, 100 / self.eta)) if values else np.inf
+    def cutoff(self, rung: int, at_least: int = 0) -> float:
+        """The worst value that may go on from `rung` by all that is recorded there now.
+
+        That of the best 1/eta, rounded down, and of `at_least` so many; -inf where none may.
+        """
+        values = self._sorted[rung]
+        allowed = min(len(values), max(len(values) // self.eta, at_least))
+        return values[allowed - 1] if allowed else -math.inf
+
+    def hand_over(self, old: str, new: str) -> Stop | None:
+        """The training of trial `old` goes on as that of `new`, which stands where it stood.
+
+        Returns why it must not go on from the highest rung recorded, by all that is there now.
+        """
+        for values in self.recorded.values():
+            if old in values:
+                values[new] = values.pop(old)
+        found = self.highest(new)
+        if found is None:
+            return None
+        rung, value = found
+        cutoff = self.cutoff(rung) if self.pausing else self._quantile(rung)
+        return None if value <= cutoff else Stop(rung, value, cutoff)
+
+    def _record(self, rung: int, trial_id: str, value: float) -> None:
+        self.recorded[rung][trial_id] = value
+        bisect.insort(self._sorted[rung], value)
+
+    def _quantile(self, rung: int) -> float:
+        """Ray's cutoff for the next one to be recorded (numpy's percentile); inf for the first."""
+        values = self._sorted[rung]
+        if not values:
+            return math.inf
+        place = (len(values) - 1) / self.eta
+        low = int(place)
+        high = min(low + 1, len(values) - 1)
+        return values[low] + (place - low) * (values[high] - values[low])
 
     def highest(self, trial_id: str) -> tuple[int, float] | None:
         """The highest rung at which a trial is recorded, and its value there."""

@@ -1,8 +1,8 @@
 """What a sweep will take, before it starts: trials, GPU-hours, wall-clock and disk.
 
 The sweep's own schedule is run in virtual time with measured step times: over typical learning
-curves for what to expect, and over curves that keep every rule from saving anything (each trial
-better than those before it, none ever flat) for the worst. So the plan knows every rule there is.
+curves for what to expect, and without rungs over curves that never go flat for the worst. So the
+plan knows every rule there is.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.calibrate import Speed
@@ -63,7 +64,8 @@ def make_plan(config: Config, space: SearchSpace, slots: int, gpus: float, speed
         for seed in range(_TYPICAL)
     ]
     expected = sorted(typical, key=lambda outlay: outlay.wall_s)[_TYPICAL // 2]
-    worst = _simulate(config, space, slots, share, speed, _Relentless())
+    unstopped = with_point(config, {"sweep.asha": False})
+    worst = _simulate(unstopped, space, slots, share, speed, _Relentless())
     trial_gb = _trial_bytes(config, space, speed) / GB
     copies = worst.trainings * speed.best_bytes / GB  # what MLflow keeps of each
     transient = slots * speed.last_bytes / GB  # while a file is replaced there are two

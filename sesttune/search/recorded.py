@@ -26,7 +26,6 @@ from sesttune.search.trial_state import (
 )
 from sesttune.search.verdict import UNSTABLE, judge
 from sesttune.training.records import (
-    BEST,
     LAST,
     METRICS,
     TrialRecord,
@@ -126,22 +125,26 @@ def status_of(trial: TrialState) -> str:
 
 
 def begin_with(sweep: Path, trial_id: str, source_id: str) -> None:
-    """Give a trial without checkpoints those of another, and its curve, to go on from.
+    """Give a trial without checkpoints those of another to go on from.
 
     Files are linked, not copied, where the file system can: a trial replaces its files, it never
-    writes into them.
+    writes into them. A trial of this sweep hands them over, one of an earlier sweep keeps its own.
     """
-    source, target = folder_of(sweep, source_id), folder_of(sweep, trial_id)
-    checkpoints = target / "checkpoints"
-    if (checkpoints / LAST).exists() or not (source / "checkpoints" / LAST).exists():
+    source = folder_of(sweep, source_id) / "checkpoints"
+    target = folder_of(sweep, trial_id) / "checkpoints"
+    if (target / LAST).exists() or not (source / LAST).exists():
         return
-    checkpoints.mkdir(exist_ok=True)
-    for name in (BEST, LAST):  # the last one says that all is there
-        with replacing(checkpoints / name) as draft:
+    target.mkdir(exist_ok=True)
+    others = sorted(path.name for path in source.glob("*.ckpt") if path.name != LAST)
+    for name in (*others, LAST):  # the last one says that all is there
+        with replacing(target / name) as draft:
             try:
-                os.link(source / "checkpoints" / name, draft)
+                os.link(source / name, draft)
             except OSError:
-                shutil.copyfile(source / "checkpoints" / name, draft)
+                shutil.copyfile(source / name, draft)
+    if "/" not in source_id:
+        for name in (LAST, *others):
+            (source / name).unlink()
 
 
 def _copy_curve(source: Path, target: Path, until: float) -> None:

@@ -3,13 +3,14 @@
 Plain state over recorded results, without clock, files or engine: Ray, the simulator and a resumed
 driver get the same answers from the same records. In this order a free GPU gets
 1. a trial that was under way when the driver died;
-2. a new point of the searcher, unless its training is another trial's, too (`shared_training`);
-3. a trial stopped by a rung that would pass it by what was recorded there since; on request also
-   the best of the other stopped ones, while others still run;
-4. the remedy of an unstable winner (on request), then repeats of the finalists with other seeds;
-5. the winner again, with a larger budget, as long as it is still falling at its end.
+2. a trial stopped by a rung that would pass it by what was recorded there since (`promotion`);
+3. a new point of the searcher, unless its training is another trial's, too (`shared_training`);
+4. at the end, the best stopped trials of each rung, until there are as many finalists as wanted;
+5. the remedy of an unstable winner (on request), then repeats of the finalists with other seeds;
+6. the winner again, with a larger budget, as long as it is still falling at its end.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from sesttune.search.finals import (
     standings,
     untried_remedy,
 )
+from sesttune.search.promotion import StoppedTrials
 from sesttune.search.protocol import Job
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining
@@ -44,7 +46,7 @@ class Rules:
     """The largest max_steps searched; None where it is not searched."""
     lr_schedule: str = "constant"
     """Of a point that names none."""
-    continue_stopped: str = "passing"
+    continue_stopped: bool = True
     extend_to: tuple[int, ...] = ()
     finalists: int = 1
     seeds: int = 1
@@ -86,12 +88,13 @@ class Schedule:
         learnt: Sequence[Observed] = (),
     ) -> None:
         self.rules, self._searcher, self._curves = rules, searcher, curves
-        self.rungs = Rungs(rules.rungs, rules.eta)
+        self.rungs = Rungs(rules.rungs, rules.eta, pausing=rules.continue_stopped)
         self.trials: dict[str, TrialState] = {}
         self.changed: dict[str, TrialState] = {}
         """Trials to be written to disk; whoever has written them empties it."""
         self.closed: str | None = None
         self._stops: dict[str, str] = {}
+        self._stopped = StoppedTrials(self.trials, self.rungs)
         self._learnt = list(learnt)
         self._shared = SharedTraining(
             rules.lr_schedule, self.rungs, self.trials, earlier, curves.best_until, self._note
@@ -107,8 +110,14 @@ class Schedule:
 
     def next(self) -> Job | None:
         trial = None
-        if self.closed is None:
-            trial = self._under_way() or self._new() or self._stopped_one() or self._last_rounds()
+        if self.closed is None and not self._idle:
+            trial = (
+                self._under_way()
+                or self._promoted()
+                or self._new()
+                or self._left_over()
+                or self._last_rounds()
+            )
         self._idle = trial is None
         if trial is None:
             return None
@@ -121,15 +130,13 @@ class Schedule:
         trial.take(step, best_val_loss)
         self._shared.follow(trial)
         why = self._judge(trial) or self.closed
-        if why is None and trial.filler and not self._others_running():
-            why = _no_longer(trial)
         if why is not None:
             self._stops[job_id] = why
         return why
 
     def end(self, job_id: str, reason: str) -> None:
         trial = self.trials[job_id]
-        trial.state, trial.filler = ENDED, False
+        trial.state = ENDED
         why = self._stops.pop(job_id, None)
         trial.reason = why if reason == "stopped" else reason
         self._idle = False
@@ -161,20 +168,9 @@ class Schedule:
             if trial.active and stop.rung not in trial.passed:
                 self._stops[trial_id] = str(stop)
                 self.end(trial_id, "stopped")
-        self._stop_fillers(lines)
         self._shared.follow_all()
-
-    def _stop_fillers(self, lines: Sequence[Report]) -> None:
-        """Carry out that a filler stops at its first validation after the last other trial's."""
-        if any(trial.active and not trial.filler for trial in self._searched):
-            return
-        for line in reversed(lines):
-            trial = self.trials[line.trial_id]
-            if trial in self._searched and not trial.filler and not trial.shares:
-                return
-            if trial.filler and trial.active:
-                self._stops[trial.id] = _no_longer(trial)
-                self.end(trial.id, "stopped")
+        for trial in self.trials.values():
+            self._stopped.see(trial)
 
     def winner(self) -> TrialState | None:
         """The trial with the best mean over its draws, of those trained to their end."""
@@ -226,10 +222,7 @@ class Schedule:
         if not self._judged(line):
             return None
         stop = self.rungs.report(line)
-        highest = self.rungs.highest(trial.id)
-        if stop is None and trial.filler and highest and highest[0] not in trial.passed:
-            trial.filler = False  # it has passed a rung since, as any other trial
-            self._note(trial)
+        self._idle = False  # what is recorded at a rung may let another trial pass it
         return None if stop is None else str(stop)
 
     def _judged(self, line: Report) -> bool:
@@ -237,34 +230,26 @@ class Schedule:
         trial = self.trials[line.trial_id]
         return not trial.repeats and not trial.shares and line.step <= trial.budget
 
-    def _stopped_one(self) -> TrialState | None:
-        if self.rules.continue_stopped == "never":
+    def _promoted(self) -> TrialState | None:
+        if not self.rules.continue_stopped:
             return None
-        stopped = [
-            (*found, trial)
-            for trial in self.trials.values()
-            if trial.stopped_by_rung and not trial.shares
-            if (found := self.rungs.highest(trial.id)) is not None
-        ]
-        stopped.sort(key=lambda found: (-found[0], found[1], found[2].id))
-        cutoffs = {rung: self.rungs.cutoff(rung) for rung in {rung for rung, _, _ in stopped}}
-        passing = [found for found in stopped if found[1] <= cutoffs[found[0]]]
-        if not passing and (self.rules.continue_stopped != "idle" or not self._others_running()):
+        return self._go_on(self._stopped.promoted())
+
+    def _left_over(self) -> TrialState | None:
+        if not self.rules.continue_stopped:
             return None
-        for rung, _, trial in passing or stopped:
-            trial.passed = sorted({*trial.passed, rung})
-            trial.filler = not passing
+        active = [trial.step for trial in self._searched if trial.active and not trial.shares]
+        reached = min(active, default=math.inf)
+        return self._go_on(self._stopped.left_over(self.rules.finalists, reached))
+
+    def _go_on(self, trial: TrialState | None) -> TrialState | None:
+        """Let a stopped trial pass its rung."""
+        found = None if trial is None else self.rungs.highest(trial.id)
+        if trial is not None and found is not None:
+            trial.passed = sorted({*trial.passed, found[0]})
             trial.state, trial.reason = WAITING, None
             self._shared.follow(trial)
-            return trial
-        return None
-
-    def _others_running(self) -> bool:
-        """Whether the search goes on without the trials that only fill a free GPU."""
-        return any(
-            trial.state == RUNNING and not trial.filler and trial.max_steps == trial.budget
-            for trial in self._searched
-        )
+        return trial
 
     def _last_rounds(self) -> TrialState | None:
         """Remedy, repeats and extension; each waits for what went before."""
@@ -294,10 +279,8 @@ class Schedule:
 
     def _note(self, trial: TrialState) -> None:
         self.changed[trial.id] = trial
-
-
-def _no_longer(filler: TrialState) -> str:
-    return f"asha: rung {filler.passed[-1]}, it went on only while a GPU was free"
+        self._stopped.see(trial)
+        self._idle = False
 
 
 def observed(trial: TrialState) -> Observed:

@@ -1,18 +1,17 @@
 """Which trials are one training, kept up to date while it goes on.
 
 A trial whose training is another one's, too, never takes a GPU: it ends when that one passes its
-budget, or where that one ends. A longer one waits for the shorter one and continues its checkpoint.
+budget, or where that one ends. A longer one waits while the shorter one runs, then takes the training
+over, with its checkpoints and its places at the rungs; the shorter one shares it from then on.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-from sesttune.search.asha import Report, Rungs
+from sesttune.search.asha import Report, Rungs, Stop
 from sesttune.search.trial_state import (
     BEHIND,
-    BUDGET,
     ENDED,
-    ERROR,
     MAX_STEPS,
     NAN,
     PATIENCE,
@@ -114,28 +113,59 @@ class SharedTraining:
         self._note(trial)
 
     def _go_beyond(self, trial: TrialState, trunk: TrialState) -> None:
-        """`trunk` has ended before the budget of `trial`, which waited for it."""
-        if trunk.earlier or (trunk.reason or "").startswith((MAX_STEPS, ERROR, BUDGET)):
+        """`trunk` stands still before the budget of `trial`, which waited for it."""
+        if trunk.earlier:
             self._continue(trial, trunk)
-        else:  # it would have ended there, too; that is final, whatever becomes of the trunk
+        elif trunk.reason in (PATIENCE, NAN):  # it would have ended there, too
+            trial.shares, trial.continues = trunk.id, None
             self._trunks[self.key(trial.point)].remove(trial)
-            trial.shares, trial.continues = trunk.shares or trunk.id, None
             trial.take(trunk.step, trunk.best)
             trial.reason, trial.state = trunk.reason, ENDED
             self._note(trial)
+        else:
+            self._take_over(trial, trunk)
         self.follow(trial)
 
+    def _take_over(self, trial: TrialState, trunk: TrialState) -> None:
+        """From now on `trunk`, and all that share its training, share that of `trial`."""
+        if trunk.continues is not None and trunk.step <= self._known(trunk.continues).step:
+            trial.continues = trunk.continues  # `trunk` has not begun itself
+        behind = self._behind[trunk.id]
+        sharing = [trunk, *(other for other in behind if other.shares)]
+        self._behind[trunk.id] = [other for other in behind if not other.shares]
+        for other in sharing:
+            other.shares = trial.id
+            self._behind.setdefault(trial.id, []).append(other)
+            self._note(other)
+        self._trunks[self.key(trial.point)].remove(trunk)
+        stop = self._rungs.hand_over(trunk.id, trial.id)
+        trial.take(trunk.step, trunk.best)
+        if trunk.stopped_by_rung:
+            trial.state, trial.reason = ENDED, trunk.reason
+        else:
+            self._stand(trial, stop)
+        trial.passed = self._passed(trial)
+        self._note(trial)
+
     def _continue(self, trial: TrialState, trunk: TrialState) -> None:
-        """The curve of `trunk` is the beginning of that of `trial`, at the rungs too."""
+        """The curve of `trunk`, of an earlier sweep, is the beginning of that of `trial`."""
         stop = None
         for rung in self._rungs.recorded:
             if rung <= trunk.step:
                 _, best = self._best(trunk, rung)
                 stop = self._rungs.report(Report(trial.id, rung, best, False))
-                trial.passed = sorted({*trial.passed, rung})
         trial.take(trunk.step, trunk.best)
-        trial.state, trial.reason = (WAITING, None) if stop is None else (ENDED, str(stop))
+        self._stand(trial, stop)
+        trial.passed = self._passed(trial)
         self._note(trial)
+
+    def _stand(self, trial: TrialState, stop: Stop | None) -> None:
+        trial.state, trial.reason = (WAITING, None) if stop is None else (ENDED, str(stop))
+
+    def _passed(self, trial: TrialState) -> list[int]:
+        """The rungs behind a trial that has taken over a training."""
+        rungs = [rung for rung, seen in self._rungs.recorded.items() if trial.id in seen]
+        return rungs if trial.active else rungs[:-1]
 
     def _best(self, trial: TrialState, step: int) -> tuple[int, float]:
         found = self._best_until(trial.id, step)

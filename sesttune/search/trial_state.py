@@ -12,7 +12,7 @@ MAX_STEPS, PATIENCE, NAN = "max_steps", "patience", "nan"
 ASHA, ERROR, BUDGET = "asha", "error: ", "budget: "
 """How the reason begins: stopped by a rung, failed otherwise, stopped by a limit of the sweep."""
 
-_REMEMBERED = ("max_steps", "repeats", "shares", "continues", "remedies", "passed", "filler")
+_REMEMBERED = ("max_steps", "repeats", "shares", "continues", "remedies", "passed")
 
 
 @dataclass
@@ -42,8 +42,6 @@ class TrialState:
     """The unstable trial that it is the remedy of."""
     passed: list[int] = field(default_factory=list)
     """Rungs at which it had been stopped, and went on from later."""
-    filler: bool = False
-    """It goes on only while a GPU would idle otherwise."""
     under_way: bool = False
     """It had a GPU when the driver died."""
 

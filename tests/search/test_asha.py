@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
@@ -95,8 +97,47 @@ def test_a_late_joiner_meets_all_that_was_recorded_before_it():
     rungs = Rungs([10], 2)
     for trial in range(9):
         rungs.report(Report(str(trial), 10, float(trial), False))
-    assert rungs.cutoff(10) == 4.0
     assert rungs.report(Report("late", 10, 4.5, False)) == Stop(10, 4.5, 4.0)
+
+
+def test_where_trials_can_go_on_the_first_ones_wait_to_be_compared():
+    rungs = Rungs([10, 20], 2, pausing=True)
+    first = rungs.report(Report("a", 10, 1.0, False))
+    assert first == Stop(10, 1.0, -math.inf)
+    assert str(first) == "asha: rung 10, best val_loss 1 waits for others to be compared with"
+    assert rungs.report(Report("b", 10, 2.0, False)) == Stop(10, 2.0, 1.0)
+    assert rungs.cutoff(10) == 1.0, "a would go on now"
+    assert rungs.report(Report("c", 10, 0.5, False)) is None, "the best of three"
+    assert rungs.cutoff(10) == 0.5
+    assert rungs.report(Report("d", 10, 0.5, False)) is None, "a tie goes on"
+    assert rungs.cutoff(10, at_least=3) == 1.0
+    assert rungs.cutoff(10, at_least=9) == 2.0
+    assert rungs.cutoff(20, at_least=9) == -math.inf
+    assert rungs.report(Report("e", 10, math.nan, False)) is None
+    assert len(rungs.recorded[10]) == 4
+
+
+@pytest.mark.parametrize("eta", [2, 3, 4])
+def test_where_trials_can_go_on_each_rung_lets_no_more_than_its_share_pass(eta):
+    rng = np.random.default_rng(eta)
+    rungs = Rungs([10], eta, pausing=True)
+    for number, loss in enumerate(rng.permutation(40), start=1):
+        rungs.report(Report(str(number), 10, float(loss), False))
+        passing = sum(value <= rungs.cutoff(10) for value in rungs.recorded[10].values())
+        assert passing == number // eta
+
+
+def test_a_training_that_is_handed_over_is_recorded_once_and_judged_at_its_highest_rung():
+    for pausing in (True, False):
+        rungs = Rungs([10, 20], 2, pausing)
+        for trial, loss in [("a", 3.0), ("b", 2.0), ("c", 1.0)]:
+            rungs.report(Report(trial, 10, loss, True))  # each at its own last step
+        assert rungs.hand_over("c", "longer") is None
+        assert rungs.recorded[10] == {"a": 3.0, "b": 2.0, "longer": 1.0}
+        stop = rungs.hand_over("a", "another")
+        assert stop is not None
+        assert (stop.rung, stop.value) == (10, 3.0)
+        assert rungs.hand_over("unknown", "new") is None
 
 
 def test_a_stop_names_its_rung_and_numbers():

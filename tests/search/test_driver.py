@@ -41,7 +41,7 @@ def tiny(tmp_path_factory):
         **{
             "training.patience": 2,
             "sweep.reduction_factor": 2,
-            "sweep.continue_stopped": "never",
+            "sweep.continue_stopped": False,
             "sweep.seeds": 1,
         }
     )

@@ -10,6 +10,7 @@ from sesttune.search.space import parse_space
 from sesttune.training.records import (
     append_metrics,
     list_trials,
+    read_metrics,
     read_trial,
     trial_folder,
     update_trial,
@@ -37,6 +38,9 @@ GRID = parse_space(
 CONFIG = load_config(
     ["training.val_check_interval=10", "training.patience=5", "sweep.reduction_factor=2"]
 )
+
+SHORTEST_FIRST = 6
+"""A seed whose random order of three budgets is a rising one."""
 
 
 def folder(ledger, job):
@@ -91,14 +95,16 @@ def test_a_new_ledger_hands_out_unfinished_trials_first_then_what_the_old_one_wo
 
 def test_rungs_survive_a_new_ledger(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
-    good, poor = ledger.next(), ledger.next()
-    assert not ledger.report(good.id, 50, 1.0)
-    say(ledger, good, 50, 1.0, time=1)
+    first, poor, good = ledger.next(), ledger.next(), ledger.next()
+    say(ledger, first, 50, 1.0, time=1)
+    assert ledger.report(first.id, 50, 1.0), "there is nothing to compare it with yet"
     resumed = TrialLedger(tmp_path, CONFIG, SPACE)
     assert resumed.report(poor.id, 50, 2.0)
     resumed.end(poor.id)
-    (ended,) = resumed.take_ended()
-    assert (ended.status, ended.stop_reason.split(",")[0]) == ("stopped", "asha: rung 50")
+    ended = resumed.take_ended()
+    assert [record.id for record in ended] == [first.id, poor.id]
+    assert {record.stop_reason.split(",")[0] for record in ended} == {"asha: rung 50"}
+    assert not resumed.report(good.id, 50, 0.5), "the best of three"
 
 
 def test_a_stop_decided_before_the_kill_is_carried_out_by_the_new_ledger(tmp_path):
@@ -108,8 +114,91 @@ def test_a_stop_decided_before_the_kill_is_carried_out_by_the_new_ledger(tmp_pat
     say(ledger, poor, 50, 2.0, time=2)
     resumed = TrialLedger(tmp_path, CONFIG, SPACE)
     assert read_trial(folder(ledger, poor)).stop_reason.startswith("asha: rung 50")
-    assert resumed.next().id == good.id
+    assert resumed.next().id == good.id, "the better of two goes on, before anything new"
     assert resumed.next().id == "003"
+
+
+def test_a_stopped_trial_goes_on_when_it_passes_by_later_results(tmp_path):
+    ledger = TrialLedger(tmp_path, CONFIG, SPACE)
+    first, second = ledger.next(), ledger.next()
+    update_trial(folder(ledger, first), "running", None)
+    say(ledger, first, 50, 1.0, time=1)
+    assert ledger.report(first.id, 50, 1.0)
+    ledger.end(first.id)
+    assert read_trial(folder(ledger, first)).stop_reason.endswith(
+        "waits for others to be compared with"
+    )
+    third = ledger.next()
+    assert third.id == "003", "a free slot does not wait"
+    say(ledger, second, 50, 2.0, time=2)
+    assert ledger.report(second.id, 50, 2.0)
+    ledger.end(second.id)
+    assert ledger.next().id == first.id
+    assert not read_trial(folder(ledger, first)).finished
+    # The same after a kill: it is under way, and is not stopped again where it stands.
+    resumed = TrialLedger(tmp_path, CONFIG, SPACE)
+    assert resumed.next().id in (first.id, third.id)
+    assert not read_trial(folder(ledger, first)).finished
+
+
+def test_stopped_is_stopped_on_request_and_the_first_goes_on_uncompared(tmp_path):
+    config = replace(CONFIG, sweep=replace(CONFIG.sweep, continue_stopped=False))
+    ledger = TrialLedger(tmp_path, config, SPACE)
+    first, poor = ledger.next(), ledger.next()
+    assert not ledger.report(first.id, 50, 1.0)
+    assert ledger.report(poor.id, 50, 2.0)
+    ledger.end(poor.id)
+    for number in range(3, 7):
+        assert ledger.next().id == f"{number:03d}"
+    assert ledger.next() is None
+
+
+def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_waits(tmp_path):
+    space = parse_space(
+        {
+            "searcher": "random",
+            "num_trials": 3,
+            "parameters": {"training.max_steps": choice(100, 200, 300)},
+        },
+        "s.yaml",
+    )
+    config = replace(CONFIG, sweep=replace(CONFIG.sweep, seed=SHORTEST_FIRST))
+    ledger = TrialLedger(tmp_path, config, space)
+    first = ledger.next()
+    assert (first.max_steps, ledger.next()) == (100, None), "the longer ones wait behind it"
+    update_trial(folder(ledger, first), "running", None)
+    checkpoints = folder(ledger, first) / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("best.ckpt", "last.ckpt", "step=20.ckpt"):
+        (checkpoints / name).write_text(name)
+    for step in (0, 50):
+        say(ledger, first, step, 1 / (1 + step), time=step)
+        stop = ledger.report(first.id, step, 1 / (1 + step))
+    assert stop, "alone at its rung"
+    ledger.end(first.id)
+    # Nothing else will come to this rung, so it goes on: as the longest trial of the training.
+    job = ledger.next()
+    assert (job.max_steps, job.continues) == (300, first.id)
+    assert sorted(path.name for path in (folder(ledger, job) / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "step=20.ckpt",
+    ]
+    assert list(checkpoints.iterdir()) == [], "handed over, not doubled"
+    assert [line["step"] for line in read_metrics(folder(ledger, job))] == [0, 50]
+    assert ledger.next() is None
+    for resumed in (ledger, TrialLedger(tmp_path, config, space)):
+        shares = {r.id: read_schedule(r.folder).get("shares") for r in resumed.trials()}
+        assert shares == {"001": job.id, "002": job.id, "003": job.id} | {job.id: None}
+    resumed.next()
+    for step in (100, 200, 300):
+        say(ledger, job, step, 1 / (1 + step), time=step)
+        resumed.report(job.id, step, 1 / (1 + step))
+    update_trial(folder(ledger, job), "done", "max_steps")
+    resumed.end(job.id)
+    ends = {r.params["training.max_steps"]: r for r in list_trials(tmp_path)}
+    assert [ends[steps].status for steps in (100, 200, 300)] == ["done"] * 3
+    assert [ends[steps].metrics()[-1]["step"] for steps in (100, 200, 300)] == [100, 200, 300]
 
 
 def test_nothing_is_stopped_without_asha(tmp_path):
@@ -143,7 +232,6 @@ def test_ends_are_settled_once_with_their_reason(tmp_path):
 def test_a_stop_overwritten_by_its_worker_is_written_again(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     good, poor = ledger.next(), ledger.next()
-    ledger.report(good.id, 50, 1.0)
     assert ledger.report(poor.id, 50, 2.0)
     ledger.end(poor.id)
     (ended,) = ledger.take_ended()
@@ -191,10 +279,13 @@ def test_trials_of_one_training_are_trained_once_and_each_is_reported(tmp_path):
     assert (job.max_steps, ledger.next()) == (300, None)
     for step in (0, 100, 200, 300):
         say(ledger, job, step, 1 / (1 + step), time=step)
-        assert not ledger.report(job.id, step, 1 / (1 + step))
+        if ledger.report(job.id, step, 1 / (1 + step)):  # alone at its rung, so it goes on at once
+            ledger.end(job.id)
+            assert ledger.next().id == job.id
     update_trial(folder(ledger, job), "done", "max_steps")
     ledger.end(job.id)
-    assert {record.id for record in ledger.take_ended()} == {"001", "002", "003"}
+    last_words = {r.id: r.stop_reason for r in ledger.take_ended()}
+    assert last_words == dict.fromkeys(("001", "002", "003"), "max_steps")
     ends = {r.params["training.max_steps"]: r for r in list_trials(tmp_path)}
     assert [ends[steps].status for steps in (100, 200, 300)] == ["done"] * 3
     assert [line["step"] for line in ends[200].metrics()] == [0, 100, 200]

@@ -149,11 +149,21 @@ def test_the_winner_is_extended_to_50k_then_60k_where_it_still_falls():
         assert steps[-1] == (60_000 if key == "extended" else 40_000)
 
 
-def test_an_idle_slot_is_filled_on_request_and_only_while_others_run():
-    filled = simulate(schedule("random", 12, "sweep.continue_stopped=idle", "sweep.seeds=1"))
-    left = simulate(schedule("random", 12, "sweep.continue_stopped=never", "sweep.seeds=1"))
-    assert filled.steps > left.steps
-    assert filled.time_s <= left.time_s + 500 * 0.01, "it costs no time, but for one validation"
+def test_trials_that_wait_to_be_compared_cost_less_and_leave_as_many_finalists_as_wanted():
+    waiting = schedule("random", 24, "sweep.seeds=1", "sweep.extend_to=[]")
+    stopped = schedule("random", 24, "sweep.seeds=1", "sweep.continue_stopped=false")
+    costs = [simulate(made).steps for made in (waiting, stopped)]
+    assert costs[0] < 0.9 * costs[1]
+    complete = [t for t in waiting[0].trials.values() if t.complete and not t.shares]
+    assert len(complete) >= 3
+    assert all(not trial.active for trial in waiting[0].trials.values())
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 5])
+def test_however_few_trials_there_are_the_best_is_trained_to_its_end(trials):
+    scheduler, curves = schedule("random", trials, "sweep.seeds=1", "sweep.finalists=1")
+    simulate((scheduler, curves))
+    assert scheduler.winner().complete
 
 
 def test_ten_thousand_trials_leave_no_curve_in_memory_when_none_is_asked_for():
