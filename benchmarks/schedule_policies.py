@@ -16,7 +16,7 @@ from sesttune.search.protocol import Job
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 
 BATCHES, BUDGETS = [8, 16, 32], [20_000, 40_000, 50_000, 60_000]
 GRID_LRS = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]

@@ -51,7 +51,7 @@ def _start(args: argparse.Namespace, console: Console) -> int:
     from sesttune.plan_run import plan_run
     from sesttune.run_setup import prepare_run
     from sesttune.search.ray_encode import shard_runner
-    from sesttune.search.space import load_space
+    from sesttune.search.space_file import load_space
     from sesttune.search.warm_start import check_earlier
 
     # The command line outranks the space: a key given there is fixed, not searched.
@@ -115,7 +115,7 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     from sesttune.search.driver import run_sweep
     from sesttune.search.ledger import trial_count
     from sesttune.search.live import LiveTable
-    from sesttune.search.space import parse_space
+    from sesttune.search.space_file import parse_space
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
     from sesttune.training.records import list_trials

@@ -40,6 +40,7 @@ class TrialLedger:
 
     def __init__(self, folder: Path, config: Config, space: SearchSpace, gpus: float = 0.0) -> None:
         space.check(config)
+        space = space.on(config)
         self.folder, self._config = folder, config
         self.total = trial_count(config, space)
         kind = config.sweep.searcher or space.searcher

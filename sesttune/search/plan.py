@@ -57,6 +57,7 @@ class Plan:
 
 def make_plan(config: Config, space: SearchSpace, slots: int, gpus: float, speed: Speed) -> Plan:
     """The plan for `slots` trials at once, each on `gpus` GPUs (0: on the CPU)."""
+    space = space.on(config)
     rules = rules_of(config, space)
     share = gpus or 1.0
     typical = [

@@ -27,7 +27,7 @@ from sesttune.search.promotion import StoppedTrials
 from sesttune.search.protocol import Job
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining
-from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
+from sesttune.search.trial_state import ENDED, ERROR, NAN, RUNNING, WAITING, TrialState
 from sesttune.search.verdict import next_budget
 
 _ID_DIGITS = 3
@@ -287,9 +287,11 @@ def observed(trial: TrialState) -> Observed:
     """What the searcher may know of a trial."""
     if trial.active:
         state = "running"
-    elif trial.stopped_by_rung or not trial.complete:
-        state = "failed" if (trial.reason or "").startswith(("nan", "error")) else "pruned"
-    else:
+    elif trial.complete:
         state = "complete"
+    elif trial.reason == NAN:
+        state = "diverged"
+    else:
+        state = "failed" if (trial.reason or "").startswith(ERROR) else "pruned"
     seen = trial.step >= 0
     return Observed(trial.point, state, trial.settled if seen else None, max(trial.step, 0))

@@ -1,4 +1,4 @@
-"""Which point to try next: Optuna's TPE, random draws, or every point of a grid.
+"""Which point to try next: Optuna's samplers, random draws, or every point of a grid.
 
 `Suggester.ask` is a function of the finished and running trials alone. The Optuna study
 is built anew at each ask, so nothing but the trial folders has to survive a
@@ -12,22 +12,18 @@ than those before, so that every trial passes its rung: 2 to 3 times the steps
 import math
 import random
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState
 
-from sesttune.search.space import Parameter, Point, SearchSpace
+from sesttune.search.axis import axis_of
+from sesttune.search.space import Point, SearchSpace
 
 _REDRAWS = 20
+_RANDOM_REDRAWS = 1_000
+"""Draws without the sampler, for a space whose constraints leave little."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class Observed:
     """What the searcher may know of a trial.
 
     `value` is its best val_loss so far (None before the first validation), `step` the last
-    one reported. `state` is `complete`, `pruned` (stopped by a rung, so not comparable with
-    longer trials), `running` or `failed`.
+    one reported. `state` is `complete`, `pruned` (stopped by a rung), `running`, `diverged` (its
+    loss was no number) or `failed` (through no fault of its point).
     """
 
     params: Point
@@ -48,74 +44,125 @@ class Observed:
 class Suggester:
     """Ask for points; the same history gives the same answer.
 
-    `kind` is `tpe`, `random` or `grid`. TPE begins with random points: half of the
-    `num_trials`, at least 4 and at most 10 (Optuna's own number).
+    `kind`: `tpe` (a mixture model of good and bad points), `gp` (a Gaussian process), `qmc` (a
+    scrambled Sobol sequence), `random` or `grid`. The two that learn begin with random points: half
+    of the `num_trials`, at least 4 and at most 10 (Optuna's own number).
     """
 
     def __init__(self, space: SearchSpace, kind: str, seed: int, num_trials: int) -> None:
         self.space, self.kind, self.seed = space, kind, seed
         self.startup = min(10, max(4, num_trials // 2))
-        self._distributions = {key: _distribution(p) for key, p in space.parameters.items()}
+        self._axes = {key: axis_of(parameter) for key, parameter in space.parameters.items()}
+        self._sequence: list[Point] = []
         self._grid: list[Point] | None = None
 
     def ask(self, history: Sequence[Observed]) -> Point | None:
         """A point nobody has tried, or None when a finite space has none left."""
-        tried = [observed.params for observed in history]
-        if self.kind == "grid":
-            return self._untried(tried)
-        study = self._study(history)
-        for _ in range(_REDRAWS):
-            drawn = study.ask(self._distributions).params
-            point = {key: _exact(p, drawn[key]) for key, p in self.space.parameters.items()}
-            if point not in tried:
+        tried = {_hashable(seen.params) for seen in history}
+        for point in self._proposals(history):
+            if _hashable(point) not in tried and self.space.allows(point):
                 return point
         return self._untried(tried)
 
-    def _untried(self, tried: list[Point]) -> Point | None:
-        if self._grid is None:
-            points = self.space.grid()
-            assert points is not None, "a real range does not repeat itself"
-            self._grid = _shuffled(points, self.seed)
-        known = {_hashable(point) for point in tried}
-        return next((point for point in self._grid if _hashable(point) not in known), None)
-
-    def _study(self, history: Sequence[Observed]) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def _proposals(self, history: Sequence[Observed]) -> Iterator[Point]:
+        if self.kind == "grid":
+            return
+        if self.kind == "qmc":
+            yield from (self._in_sequence(number) for number in range(len(history) + _REDRAWS))
+            return
         # A generator that went on from ask to ask would be lost with the driver.
-        seed = self.seed + len(history)
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
-        if self.kind == "tpe":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=self._sampler(self.seed + len(history)))
+        if self.kind != "random":
+            worst = max((v for seen in history if (v := _finite(seen)) is not None), default=None)
+            study.add_trials([self._told(seen, worst) for seen in history])
+        for _ in range(_REDRAWS):
+            yield self._drawn(study.ask())
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        samplers = optuna.samplers
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self.kind == "tpe":
                 # Joint modelling of the keys; running trials count as bad, so that
                 # two workers do not try the same place at the same time.
-                sampler = optuna.samplers.TPESampler(
-                    n_startup_trials=self.startup, multivariate=True, constant_liar=True, seed=seed
+                return samplers.TPESampler(
+                    n_startup_trials=self.startup,
+                    multivariate=True,
+                    group=self.space.conditional,
+                    constant_liar=True,
+                    seed=seed,
                 )
-        study = optuna.create_study(sampler=sampler)
-        study.add_trials([self._told(seen) for seen in history])
-        return study
+            if self.kind == "gp":
+                return samplers.GPSampler(
+                    seed=seed, n_startup_trials=self.startup, warn_independent_sampling=False
+                )
+            if self.kind == "qmc":
+                return samplers.QMCSampler(
+                    scramble=True, seed=seed, warn_independent_sampling=False
+                )
+            return samplers.RandomSampler(seed)
 
-    def _told(self, seen: Observed) -> FrozenTrial:
-        """A trial as Optuna is told of it."""
+    def _in_sequence(self, number: int) -> Point:
+        if number >= len(self._sequence):
+            study = optuna.create_study(sampler=self._sampler(self.seed))
+            self._sequence = []
+            for _ in range(2 * number + _REDRAWS):
+                trial = study.ask()
+                self._sequence.append(self._drawn(trial))
+                study.tell(trial, 0.0)  # after the first one Optuna knows which keys there are
+        return self._sequence[number]
+
+    def _drawn(self, trial: optuna.Trial) -> Point:
+        point: Point = {}
+        for key, parameter in self.space.parameters.items():
+            if parameter.active(point):
+                point[key] = self._axes[key].suggest(trial, key)
+        return point
+
+    def _untried(self, tried: set[Hashable]) -> Point | None:
+        if self._grid is None:
+            points = self.space.grid()
+            self._grid = [] if points is None else _shuffled(points, self.seed)
+        if self._grid or self.kind == "grid":
+            return next((point for point in self._grid if _hashable(point) not in tried), None)
+        rng = random.Random(self.seed + len(tried))
+        drawn = (self.space.random_point(rng) for _ in range(_RANDOM_REDRAWS))
+        free = (p for p in drawn if _hashable(p) not in tried and self.space.allows(p))
+        return next(free, None)
+
+    def _told(self, seen: Observed, worst: float | None) -> FrozenTrial:
+        """A trial as Optuna is told of it; `worst`: the highest loss of all.
+
+        A Gaussian process learns from complete trials alone. A stopped trial had lost at its rung
+        to those that went on, so its loss there ranks it; one that diverged is as bad as any.
+        """
         states = {
             "complete": TrialState.COMPLETE,
-            "pruned": TrialState.PRUNED,
+            "pruned": TrialState.COMPLETE if self.kind == "gp" else TrialState.PRUNED,
+            "diverged": TrialState.COMPLETE if self.kind == "gp" else TrialState.PRUNED,
             "running": TrialState.RUNNING,
             "failed": TrialState.FAIL,
         }
         state = states[seen.state]
-        value = seen.value if seen.value is not None and math.isfinite(seen.value) else None
-        if value is None and state in (TrialState.COMPLETE, TrialState.PRUNED):
+        value = worst if seen.state == "diverged" else _finite(seen)
+        if value is None and state == TrialState.COMPLETE:
             state = TrialState.FAIL  # it ended without a result to learn from
+        complete = state == TrialState.COMPLETE
+        seen_at = {seen.step: value} if value is not None and seen.state != "diverged" else None
+        # A key that the space no longer has means nothing to it.
+        known = {key: seen.params[key] for key in self._axes if key in seen.params}
         return optuna.trial.create_trial(
             state=state,
-            # A key that the space no longer has means nothing to it.
-            params={key: seen.params[key] for key in self._distributions},
-            distributions=self._distributions,
-            value=value if state == TrialState.COMPLETE else None,
-            intermediate_values=None if value is None else {seen.step: value},
+            params={key: self._axes[key].coded(value) for key, value in known.items()},
+            distributions={key: self._axes[key].distribution for key in known},
+            value=value if complete else None,
+            intermediate_values=seen_at,
         )
+
+
+def _finite(seen: Observed) -> float | None:
+    return seen.value if seen.value is not None and math.isfinite(seen.value) else None
 
 
 def _shuffled(points: Iterable[Point], seed: int) -> list[Point]:
@@ -131,21 +178,3 @@ def _shuffled(points: Iterable[Point], seed: int) -> list[Point]:
 
 def _hashable(point: Point) -> Hashable:
     return tuple(sorted(point.items()))
-
-
-def _exact(parameter: Parameter, drawn: Any) -> Any:
-    """`drawn` as the grid writes it: Optuna's multiples of a quantum carry rounding errors."""
-    grid = parameter.grid() if parameter.kind == "uniform" else None
-    return drawn if grid is None else min(grid, key=lambda value: abs(value - drawn))
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    if parameter.kind == "choice":
-        return CategoricalDistribution(parameter.values)
-    if parameter.kind == "int":
-        return IntDistribution(
-            int(parameter.low), int(parameter.high), step=int(parameter.quantum or 1)
-        )
-    if parameter.kind == "loguniform":
-        return FloatDistribution(parameter.low, parameter.high, log=True)
-    return FloatDistribution(parameter.low, parameter.high, step=parameter.quantum)

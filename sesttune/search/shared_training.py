@@ -1,8 +1,8 @@
 """Which trials are one training, kept up to date while it goes on.
 
 A trial whose training is another one's, too, never takes a GPU: it ends when that one passes its
-budget, or where that one ends. A longer one waits while the shorter one runs, then takes the training
-over, with its checkpoints and its places at the rungs; the shorter one shares it from then on.
+budget, or where that one ends. A longer one waits while the shorter one runs, then takes the
+training over, with its checkpoints and its places at the rungs; the shorter one shares it then.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping

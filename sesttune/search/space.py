@@ -1,24 +1,25 @@
-"""What a sweep varies: a YAML file read once into a checked, frozen `SearchSpace`.
+"""What a sweep varies: parameters with their ranges, conditions and constraints.
 
-Only settings that leave `val_loss` comparable and the prepared data valid may be
-searched, so a space that would compare losses of different kinds, or need another
-encoder run per trial, is refused here and not discovered after a night of training.
+A parameter may hold `when` others have certain values, else the point leaves it out and the
+settings' own value counts. Constraints are arithmetic over settings; a point that breaks one is
+never proposed.
 """
 
-import difflib
+import itertools
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from sesttune.config.load import check_key, with_point
+from omegaconf import OmegaConf
+
+from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.search.constraint import Constraint
 
-SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
-SEARCHERS = ("tpe", "random", "grid")
+SEARCHERS = ("tpe", "gp", "qmc", "random", "grid")
 TUNABLE = (
     "training.max_steps",
     "training.batch_size",
@@ -36,19 +37,8 @@ TUNABLE = (
     "model.kwargs.n_heads",
     "model.kwargs.dropout",
 )
-_WHY_NOT = {
-    "training.train_seed": "the validation sets follow the seed, so val_loss cannot be ranked",
-    "model.kwargs.loss": "trials with different losses cannot be ranked by val_loss",
-    "model.kwargs.st_cell_set_len": "val_loss depends on the set length, so it cannot be ranked",
-    "training.val_check_interval": "trials validated at different steps cannot share rungs",
-}
-_KEYS = ("searcher", "num_trials", "parameters")
-_FIELDS = {
-    "choice": ("values",),
-    "uniform": ("low", "high", "quantum"),
-    "loguniform": ("low", "high"),
-    "int": ("low", "high", "quantum"),
-}
+_PROBES = 1_000
+"""Random points tried to see that a space without end holds any that its constraints allow."""
 
 Point = dict[str, Any]
 """One setting of every searched key, e.g. `{"training.lr": 1e-4}`."""
@@ -56,13 +46,30 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched key. `values` for a choice; `low` to `high`, both included, else."""
+    """One searched key. `values` for a choice; `low` to `high`, both included, else.
+
+    `when`: other keys and the values that they must have for this one to be searched.
+    """
 
     kind: str
     values: tuple[Any, ...] = ()
     low: float = 0.0
     high: float = 0.0
     quantum: float | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def active(self, point: Point) -> bool:
+        """Whether it is searched beside the settings that `point` has so far."""
+        return all(key in point and point[key] in values for key, values in self.when.items())
+
+    def draw(self, rng: random.Random) -> Any:
+        """A random value."""
+        grid = self.grid()
+        if grid is not None:
+            return rng.choice(grid)
+        if self.kind == "loguniform":
+            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return rng.uniform(self.low, self.high)
 
     def grid(self) -> tuple[Any, ...] | None:
         """Every value it can take; None where there is no end of them."""
@@ -87,16 +94,43 @@ class Parameter:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The searched keys with their ranges, and the file's own searcher and trial count."""
+    """The searched keys with their ranges, and the file's own searcher and trial count.
+
+    `fixed`: settings that constraints name and that a point may lack (see `on`).
+    """
 
     source: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     searcher: str = "tpe"
     num_trials: int = 16
+    constraints: tuple[Constraint, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conditional(self) -> bool:
+        return any(parameter.when for parameter in self.parameters.values())
+
+    def on(self, config: Config) -> "SearchSpace":
+        """The space around `config`, which constraints ask for what is not searched."""
+        plain = OmegaConf.structured(config)
+        named = {key for constraint in self.constraints for key in constraint.keys}
+        return replace(self, fixed={key: OmegaConf.select(plain, key) for key in named})
+
+    def allows(self, point: Point) -> bool:
+        """Whether no constraint forbids a point."""
+        return all(c.holds({**self.fixed, **point}) for c in self.constraints)
 
     def without(self, keys: Sequence[str]) -> "SearchSpace":
-        """The space with `keys` taken out (fixed elsewhere); UserError if nothing remains."""
-        left = {key: value for key, value in self.parameters.items() if key not in keys}
+        """The space with `keys` taken out (fixed elsewhere); UserError if nothing remains.
+
+        What was searched only when such a key had a certain value is taken out, too, so it has to
+        be fixed with it.
+        """
+        left = {
+            key: parameter
+            for key, parameter in self.parameters.items()
+            if key not in keys and not any(parent in keys for parent in parameter.when)
+        }
         if not left:
             raise UserError(
                 f"search space {self.source}: every searched key is fixed on the command line; "
@@ -109,19 +143,42 @@ class SearchSpace:
 
         The largest max_steps comes first: the shorter trials are the beginning of its training.
         """
-        axes = [parameter.grid() for parameter in self.parameters.values()]
-        if any(axis is None for axis in axes):
-            return None
-        finite = [
-            tuple(sorted(axis, reverse=True)) if key == "training.max_steps" else axis
-            for key, axis in zip(self.parameters, cast(list[tuple[Any, ...]], axes), strict=True)
-        ]
-        return (dict(zip(self.parameters, values, strict=True)) for values in product(*finite))
+        axes: dict[str, tuple[Any, ...]] = {}
+        for key, parameter in self.parameters.items():
+            axis = parameter.grid()
+            if axis is None:
+                return None
+            longest_first = key == "training.max_steps"
+            axes[key] = tuple(sorted(axis, reverse=True)) if longest_first else axis
+        return filter(self.allows, self._points({}, list(axes.items())))
+
+    def _points(self, point: Point, axes: list[tuple[str, tuple[Any, ...]]]) -> Iterator[Point]:
+        if not axes:
+            yield point
+            return
+        (key, values), *rest = axes
+        if not self.parameters[key].active(point):
+            yield from self._points(point, rest)
+            return
+        for value in values:
+            yield from self._points({**point, key: value}, rest)
 
     def size(self) -> float:
         """How many points there are (`math.inf` without end)."""
         axes = [parameter.grid() for parameter in self.parameters.values()]
-        return math.prod(math.inf if axis is None else len(axis) for axis in axes)
+        sizes = [math.inf if axis is None else len(axis) for axis in axes]
+        points = self.grid()
+        if points is None or not (self.constraints or self.conditional):
+            return math.prod(sizes)
+        return sum(1 for _ in points)
+
+    def random_point(self, rng: random.Random) -> Point:
+        """A point, whether constraints allow it or not."""
+        point: Point = {}
+        for key, parameter in self.parameters.items():
+            if parameter.active(point):
+                point[key] = parameter.draw(rng)
+        return point
 
     def require_finite(self) -> None:
         """Raise UserError unless a grid of this space ends."""
@@ -129,158 +186,77 @@ class SearchSpace:
             if parameter.grid() is None:
                 raise UserError(
                     f"search space {self.source}: {key} is a {parameter.kind} range, and a grid "
-                    "needs a finite list: use type: choice, or searcher tpe or random"
+                    "needs a finite list: use type: choice, or another searcher"
                 )
 
     def check(self, config: Config) -> None:
-        """Raise UserError unless `config` accepts every extreme value of every key."""
-        first = {key: parameter.extremes()[0] for key, parameter in self.parameters.items()}
+        """Raise UserError unless `config` accepts every extreme value of every key.
+
+        Also where the constraints leave no point.
+        """
+        around = self.on(config)
         for key, parameter in self.parameters.items():
             for value in parameter.extremes():
+                point = {**self._first(key), key: value}
+                if not around.allows(point):
+                    continue
                 try:
-                    with_point(config, first | {key: value})
+                    with_point(config, point)
                 except UserError as error:
                     raise UserError(f"search space {self.source}: {error}") from None
         if (config.sweep.searcher or self.searcher) == "grid":
             self.require_finite()
+        if self.constraints and not any(map(around.allows, around._some_points())):
+            listed = ", ".join(f"'{constraint}'" for constraint in self.constraints)
+            raise UserError(f"search space {self.source}: no point satisfies {listed}")
+
+    def _first(self, key: str) -> Point:
+        """A point in which `key` is searched."""
+        point: Point = {}
+        wanted = dict(self.parameters[key].when)
+        for parent in reversed(list(self.parameters)):
+            if parent in wanted:
+                wanted.update(self.parameters[parent].when)
+        for name, parameter in self.parameters.items():
+            if name in wanted:
+                point[name] = wanted[name][0]
+            elif parameter.active(point):
+                point[name] = parameter.extremes()[0]
+        return point
+
+    def _some_points(self) -> Iterator[Point]:
+        points = self.grid()
+        if points is not None:
+            return points
+        rng = random.Random(0)
+        return (self.random_point(rng) for _ in itertools.repeat(None, _PROBES))
 
     def longest(self, config: Config) -> int:
         """The largest max_steps a trial can have."""
         parameter = self.parameters.get("training.max_steps")
-        return int(max(parameter.extremes())) if parameter else config.training.max_steps
+        if parameter is None:
+            return config.training.max_steps
+        least = config.training.max_steps if parameter.when else 0
+        return max(least, int(max(parameter.extremes())))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the YAML file, for the record; `parse_space` reads it back."""
-        described = {}
-        for key, parameter in self.parameters.items():
-            fields = {name: getattr(parameter, name) for name in _FIELDS[parameter.kind]}
-            if "values" in fields:
-                fields["values"] = list(parameter.values)
-            given = {name: value for name, value in fields.items() if value is not None}
-            described[key] = {"type": parameter.kind, **given}
+        """The content of the YAML file, for the record; `space_file.parse_space` reads it back."""
         return {
             "searcher": self.searcher,
             "num_trials": self.num_trials,
-            "parameters": described,
+            "parameters": {key: _described(p) for key, p in self.parameters.items()},
+            "constraints": [str(constraint) for constraint in self.constraints],
         }
 
 
-def load_space(name_or_path: str) -> SearchSpace:
-    """Read a YAML file, or the file of that name in `search_spaces/`.
-
-    A bare name is looked for in `./search_spaces` and then beside the package.
-    Raises UserError naming the file and the key, and what would be right.
-    """
-    path = _find(name_or_path)
-    from omegaconf import OmegaConf
-
-    try:
-        # OmegaConf's reader takes 1e-4 for a number, plain YAML 1.1 takes it for a string.
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # yaml and omegaconf raise unrelated families
-        line = " ".join(str(error).split())
-        raise UserError(f"search space {path} is not valid YAML: {line}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"search space {path} must hold a mapping with 'parameters:'")
-    return parse_space(cast(dict[str, Any], content), str(path))
-
-
-def parse_space(content: Mapping[str, Any], source: str) -> SearchSpace:
-    """Check the content of a space file; `source` names it in errors."""
-    where = f"search space {source}"
-    for key in content:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)
-            raise UserError(f"{where}: unknown key '{key}', did you mean '{near[0]}'?")
-    described = content.get("parameters")
-    if not isinstance(described, Mapping) or not described:
-        raise UserError(f"{where}: 'parameters:' must list at least one key to search")
-    searcher = content.get("searcher", "tpe")
-    if searcher not in SEARCHERS:
-        raise UserError(f"{where}: searcher '{searcher}' is not one of {', '.join(SEARCHERS)}")
-    num_trials = content.get("num_trials", 16)
-    if not _is_int(num_trials) or num_trials < 1:
-        raise UserError(f"{where}: num_trials={num_trials} must be a whole number, at least 1")
-    parameters = {
-        str(key): _parameter(str(key), value, f"{where}: {key}") for key, value in described.items()
-    }
-    space = SearchSpace(source, parameters, searcher, num_trials)
-    if searcher == "grid":
-        space.require_finite()
-    return space
-
-
-def _find(name: str) -> Path:
-    given = Path(name).expanduser()
-    if given.suffix in (".yaml", ".yml") and given.is_file():
-        return given
-    folders = [Path("search_spaces"), SPACES_FOLDER]
-    for folder in folders:
-        path = folder / f"{given.stem}.yaml"
-        if given.parent == Path() and path.is_file():
-            return path
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise UserError(
-        f"sweep.space={name}: no such file; give a YAML file or one of {', '.join(known)}"
-    )
-
-
-def _parameter(key: str, description: object, where: str) -> Parameter:
-    _check_tunable(key, where)
-    if not isinstance(description, Mapping):
-        raise UserError(f"{where}: write {{type: choice, values: [...]}} or a range")
-    kind = description.get("type")
-    if kind not in _FIELDS:
-        raise UserError(f"{where}: type '{kind}' is not one of {', '.join(_FIELDS)}")
-    for name in description:
-        if name != "type" and name not in _FIELDS[kind]:
-            wanted = ", ".join(_FIELDS[kind])
-            raise UserError(f"{where}: '{name}' does not go with type {kind} (it takes {wanted})")
-    if kind == "choice":
-        return Parameter("choice", values=_choices(description.get("values"), where))
-    return _range(kind, description, where)
-
-
-def _check_tunable(key: str, where: str) -> None:
-    if key in TUNABLE:
-        return
-    try:
-        check_key(key)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    why = _WHY_NOT.get(key, "it does not belong to a single trial")
-    raise UserError(f"{where} cannot be searched: {why}; searchable are {', '.join(TUNABLE)}")
-
-
-def _choices(values: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise UserError(f"{where}: 'values' must be a list with at least one value")
-    if any(not isinstance(value, str | bool | int | float | None) for value in values):
-        raise UserError(f"{where}: 'values' must be plain numbers, words or null")
-    if len(set(values)) < len(values):
-        raise UserError(f"{where}: 'values' names the same value twice")
-    return tuple(values)
-
-
-def _range(kind: str, description: Mapping[str, Any], where: str) -> Parameter:
-    for name in ("low", "high"):
-        if not _is_number(description.get(name)):
-            raise UserError(f"{where}: '{name}' must be a number, got {description.get(name)}")
-    low, high, quantum = description["low"], description["high"], description.get("quantum")
-    if low >= high:
-        raise UserError(f"{where}: low={low} must be below high={high}")
-    if kind == "loguniform" and low <= 0:
-        raise UserError(f"{where}: low={low} must be above 0 for a loguniform range")
-    if quantum is not None and not (_is_number(quantum) and 0 < quantum <= high - low):
-        raise UserError(f"{where}: quantum={quantum} must be above 0 and fit between low and high")
-    if kind == "int" and not (_is_int(low) and _is_int(high) and (quantum or 1) % 1 == 0):
-        raise UserError(f"{where}: low, high and quantum of an int range must be whole numbers")
-    return Parameter(kind, low=low, high=high, quantum=quantum)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+def _described(parameter: Parameter) -> dict[str, Any]:
+    described: dict[str, Any] = {"type": parameter.kind}
+    if parameter.kind == "choice":
+        described["values"] = list(parameter.values)
+    else:
+        described |= {"low": parameter.low, "high": parameter.high}
+    if parameter.quantum is not None:
+        described["quantum"] = parameter.quantum
+    if parameter.when:
+        described["when"] = {key: list(values) for key, values in parameter.when.items()}
+    return described

@@ -57,7 +57,7 @@ def read_earlier(
         if not lines or read_schedule(record.folder).get("shares"):
             continue
         effective = with_point(then, record.params)
-        point = {key: _value(effective, key) for key in space.parameters}
+        point = _point(space, effective)
         trial = _state(f"{name}/{record.id}", record, point, effective.training.max_steps)
         for line in lines:
             trial.take(int(line["step"]), line["best_val_loss"])
@@ -114,8 +114,16 @@ def _training(config: Config) -> dict[str, Any]:
     return {"training": training, "model": plain["model"]}
 
 
+def _point(space: SearchSpace, config: Config) -> dict[str, Any]:
+    point: dict[str, Any] = {}
+    for key, parameter in space.parameters.items():
+        if parameter.active(point):
+            point[key] = _value(config, key)
+    return point
+
+
 def _inside(space: SearchSpace, point: dict[str, Any]) -> bool:
-    return all(_allows(parameter, point[key]) for key, parameter in space.parameters.items())
+    return all(_allows(space.parameters[key], value) for key, value in point.items())
 
 
 def _allows(parameter: Parameter, value: Any) -> bool:

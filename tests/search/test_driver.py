@@ -19,7 +19,7 @@ from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.ray_session import ray_session, slots
 from sesttune.search.recorded import read_schedule
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 from sesttune.training.records import list_trials, read_metrics, read_trial, update_trial
 
 DRIVER = """
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from sesttune.config.load import load_config
 from sesttune.search.driver import run_sweep
-from sesttune.search.space import load_space
+from sesttune.search.space_file import load_space
 config = load_config(file=Path(sys.argv[1]))
 run_sweep(Path(sys.argv[2]), config, load_space(sys.argv[3]), Path(sys.argv[4]))
 """
@@ -235,7 +235,7 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     finished = run / "trials" / "002" / "trial.json"
     written = finished.stat().st_mtime_ns
 
-    from sesttune.search.space import load_space
+    from sesttune.search.space_file import load_space
 
     heard = Heard()
     run_sweep(run, config, load_space(str(space_file)), manifest, [heard], resume=True)

@@ -6,7 +6,7 @@ from sesttune.config.load import load_config
 from sesttune.errors import UserError
 from sesttune.search.ledger import TrialLedger, grace_period, rules_of, trial_count
 from sesttune.search.recorded import read_schedule, try_again
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 from sesttune.training.records import (
     append_metrics,
     list_trials,
@@ -39,7 +39,7 @@ CONFIG = load_config(
     ["training.val_check_interval=10", "training.patience=5", "sweep.reduction_factor=2"]
 )
 
-SHORTEST_FIRST = 6
+SHORTEST_FIRST = 16
 """A seed whose random order of three budgets is a rising one."""
 
 

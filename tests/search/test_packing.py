@@ -10,7 +10,7 @@ from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.packing import Measured, choose, find_packing
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 from sesttune.training.records import list_trials, update_trial
 
 

@@ -6,7 +6,7 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.plan import check_disk, make_plan
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 
 SPEED = Speed(0.1, 0.01, 5.0, 2.0, best_bytes=200_000_000, last_bytes=600_000_000)
 

@@ -13,7 +13,7 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.search.ledger import TrialLedger
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 from sesttune.training.records import (
     append_metrics,
     list_trials,

@@ -1,9 +1,11 @@
+import itertools
 import math
 
 import pytest
 
+from sesttune.config.load import load_config
 from sesttune.search.searcher import Observed, Suggester
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 
 SPACE = parse_space(
     {
@@ -35,7 +37,7 @@ def search(space, kind, trials, seed=0):
     return history
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "qmc", "random"])
 def test_the_same_history_gives_the_same_point_and_another_seed_another(kind):
     history = search(SPACE, kind, 12)
     again = Suggester(SPACE, kind, 0, 12)  # a new object, as after a crash
@@ -44,14 +46,25 @@ def test_the_same_history_gives_the_same_point_and_another_seed_another(kind):
     assert all(1e-5 <= seen.params["training.lr"] <= 1e-1 for seen in history)
 
 
-def test_tpe_finds_the_good_region_and_random_does_not_look_for_it():
+@pytest.mark.parametrize("learning", ["tpe", "gp"])
+def test_what_learns_finds_the_good_region_and_random_does_not_look_for_it(learning):
     def late_mean(kind):
         losses = [
             seen.value for seed in range(5) for seen in search(SPACE, kind, 40, seed * 1000)[20:]
         ]
         return sum(losses) / len(losses)
 
-    assert late_mean("tpe") < 0.6 * late_mean("random")
+    assert late_mean(learning) < 0.6 * late_mean("random")
+
+
+def test_a_sequence_covers_the_range_more_evenly_than_random_points():
+    def largest_gap(kind, seed):
+        rates = [math.log10(seen.params["training.lr"]) for seen in search(SPACE, kind, 32, seed)]
+        ends = [-5.0, *sorted(rates), -1.0]
+        return max(b - a for a, b in itertools.pairwise(ends))
+
+    gaps = [[largest_gap(kind, 1000 * seed) for seed in range(8)] for kind in ("qmc", "random")]
+    assert max(gaps[0]) < sum(gaps[1]) / 8
 
 
 def test_a_grid_is_every_point_once_in_a_random_order_and_then_the_end():
@@ -82,21 +95,66 @@ def test_a_grid_keeps_the_points_of_one_training_together_the_longest_first():
     assert all(len({lr for lr, _ in tried[k : k + 3]}) == 1 for k in (0, 3, 6))
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "qmc", "random"])
 def test_a_finite_space_is_used_up_without_a_repeat(kind):
     points = [tuple(seen.params.values()) for seen in search(FINITE, kind, 99)]
     assert len(points) == len(set(points)) == 12
 
 
-def test_running_failed_and_stopped_trials_are_part_of_the_history():
-    suggester = Suggester(SPACE, "tpe", 0, 8)
-    history = search(SPACE, "tpe", 8)
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_running_failed_and_stopped_trials_are_part_of_the_history(kind):
+    suggester = Suggester(SPACE, kind, 0, 8)
+    history = search(SPACE, kind, 8)
     mixed = [
         *history,
         Observed({"training.lr": 2e-3, "training.batch_size": 16}, "running", 0.3, 40),
         Observed({"training.lr": 3e-3, "training.batch_size": 16}, "running"),
         Observed({"training.lr": 4e-3, "training.batch_size": 16}, "pruned", 0.7, 50),
-        Observed({"training.lr": 9e-2, "training.batch_size": 16}, "failed", math.nan, 10),
+        Observed({"training.lr": 9e-2, "training.batch_size": 16}, "diverged", math.nan, 10),
+        Observed({"training.lr": 7e-2, "training.batch_size": 16}, "failed", 0.1, 10),
         Observed({"training.lr": 8e-2, "training.batch_size": 16}, "complete"),
     ]
     assert suggester.ask(mixed) not in [seen.params for seen in mixed]
+
+
+def test_a_gaussian_process_keeps_away_from_where_trials_diverged():
+    suggester = Suggester(SPACE, "gp", 0, 8)
+    history = []
+    for _ in range(14):
+        point = suggester.ask(history)
+        diverged = point["training.lr"] > 1e-3
+        loss = abs(math.log10(point["training.lr"]) + 3.2)
+        seen = ("diverged", None) if diverged else ("complete", loss)
+        history.append(Observed(point, *seen, 100))
+    assert sum(seen.state == "diverged" for seen in history[8:]) <= 2
+
+
+CONSTRAINED = parse_space(
+    {
+        "constraints": ["batch_size * accumulate_grad_batches <= 16"],
+        "parameters": {
+            "training.lr_schedule": {"type": "choice", "values": ["constant", "wsd"]},
+            "training.lr_decay_frac": {
+                "type": "uniform",
+                "low": 0.1,
+                "high": 0.5,
+                "when": {"training.lr_schedule": ["wsd"]},
+            },
+            "training.batch_size": {"type": "choice", "values": [8, 16, 32]},
+            "training.accumulate_grad_batches": {"type": "choice", "values": [1, 2, 4]},
+        },
+    },
+    "s.yaml",
+).on(load_config())
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "qmc", "random"])
+def test_conditions_and_constraints_hold_for_every_searcher(kind):
+    history = search(CONSTRAINED, kind, 14)
+    points = [seen.params for seen in history]
+    assert len(points) == 14
+    assert {point["training.lr_schedule"] for point in points} == {"constant", "wsd"}
+    for point in points:
+        searched = "training.lr_decay_frac" in point
+        assert searched == (point["training.lr_schedule"] == "wsd")
+        assert point["training.batch_size"] * point["training.accumulate_grad_batches"] <= 16

@@ -9,7 +9,7 @@ from sesttune.search.protocol import Job
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves, Simulation
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 
 
 class Listed:

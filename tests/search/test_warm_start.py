@@ -11,7 +11,7 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
-from sesttune.search.space import parse_space
+from sesttune.search.space_file import parse_space
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import list_trials, read_metrics
 
