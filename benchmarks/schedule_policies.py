@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from sesttune.config.load import load_config
-from sesttune.search.ledger import rules_of
 from sesttune.search.protocol import Job
+from sesttune.search.rules import rules_of
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves
@@ -184,13 +184,13 @@ class OptunaHyperband:
 def ours(seed: int, *overrides: str, rates: str = "grid") -> tuple[Schedule, SimulatedCurves]:
     """Our schedule; `overrides` are settings, e.g. `sweep.seeds=1`.
 
-    `rates`: the `grid` of candidates, or `all` learning rates of its range, which TPE draws from.
+    `rates`: the `grid` of candidates, or `all` learning rates of its range, for a searcher (`gp`).
     """
     searched: Point = {"type": "choice", "values": GRID_LRS}
     if rates == "all":
         searched = {"type": "loguniform", "low": GRID_LRS[0], "high": GRID_LRS[-1]}
     content = {
-        "searcher": "grid" if rates == "grid" else "tpe",
+        "searcher": "grid" if rates == "grid" else "gp",
         "num_trials": TRIALS,
         "parameters": {
             "training.lr": searched,

@@ -20,7 +20,7 @@ from schedule_policies import BATCHES, INTERVAL, PATIENCE
 
 from sesttune.config.load import load_config
 from sesttune.search.landscape import PowerLaw
-from sesttune.search.ledger import rules_of
+from sesttune.search.rules import rules_of
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves, Simulation

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sesttune.config.schema import Config
 
 Main = Callable[[Sequence[str]], int]
+_FILE_WIDTH = 120
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -37,6 +40,14 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def open_console() -> "Console":
+    """Where a person reads; a file or a pipe gets lines wide enough for a leaderboard's row."""
+    from rich.console import Console
+
+    unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=_FILE_WIDTH if unknown else None)
 
 
 def program() -> str:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sesttune.command import add_config_arguments, named, program, read_config, run
+from sesttune.command import (
+    add_config_arguments,
+    named,
+    open_console,
+    program,
+    read_config,
+    run,
+)
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_config_arguments(parser)
     args = parser.parse_intermixed_args(argv)
-    console = Console()
+    console = open_console()
     return _start(args, console) if args.resume is None else _resume(args, console)
 
 
@@ -113,8 +120,8 @@ def _resume(args: argparse.Namespace, console: Console) -> int:
 def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> int:
     from sesttune.result import show_result, write_result
     from sesttune.search.driver import run_sweep
-    from sesttune.search.ledger import trial_count
     from sesttune.search.live import LiveTable
+    from sesttune.search.rules import trial_count
     from sesttune.search.space_file import parse_space
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 
-from sesttune.command import add_config_arguments, named, read_config, run
+from sesttune.command import add_config_arguments, named, open_console, read_config, run
 from sesttune.errors import UserError
 
 TRIAL_ID = "001"
@@ -23,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", metavar="NAME", help="continue an interrupted training")
     add_config_arguments(parser)
     args = parser.parse_intermixed_args(argv)
-    console = Console()
+    console = open_console()
     config = read_config(args)
     from sesttune.run_setup import Run, ensure_data, open_run, prepare_run
     from sesttune.training.records import TrialRecord, trial_folder, write_trial

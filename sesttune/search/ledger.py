@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 from sesttune.config.schema import Config
-from sesttune.search.asha import geometric
 from sesttune.search.budget import Spending
 from sesttune.search.protocol import Job
 from sesttune.search.recorded import (
@@ -20,9 +19,9 @@ from sesttune.search.recorded import (
     reports,
     write_state,
 )
-from sesttune.search.schedule import Rules, Schedule
+from sesttune.search.rules import rules_of, trial_count
+from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
-from sesttune.search.shared_training import MAX_STEPS_KEY
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import ERROR, RUNNING
 from sesttune.search.warm_start import read_earlier
@@ -145,40 +144,3 @@ class TrialLedger:
             record = write_state(self.folder, trial)
             if not trial.active:
                 self._ended.append(record)
-
-
-def rules_of(config: Config, space: SearchSpace) -> Rules:
-    """The schedule's rules as the settings have them."""
-    sweep = config.sweep
-    longest = space.longest(config)
-    rungs: list[int] = []
-    if sweep.asha:
-        rungs = sweep.rungs or geometric(grace_period(config), sweep.reduction_factor, longest)
-    return Rules(
-        trials=trial_count(config, space),
-        rungs=tuple(rung for rung in rungs if rung < longest),
-        eta=sweep.reduction_factor,
-        max_steps=config.training.max_steps,
-        longest=longest if MAX_STEPS_KEY in space.parameters else None,
-        lr_schedule=config.training.lr_schedule,
-        continue_stopped=sweep.continue_stopped,
-        extend_to=tuple(sweep.extend_to),
-        finalists=sweep.finalists,
-        seeds=sweep.seeds,
-        try_remedies=sweep.try_remedies,
-    )
-
-
-def grace_period(config: Config) -> int:
-    """Steps before ASHA may stop a trial: as set, else as many as patience would wait."""
-    return config.sweep.grace_period or (
-        config.training.patience * config.training.val_check_interval
-    )
-
-
-def trial_count(config: Config, space: SearchSpace) -> int:
-    """Trials of the sweep: as asked for, but all of a grid and no more than a space holds."""
-    points = space.size()
-    if (config.sweep.searcher or space.searcher) == "grid" and math.isfinite(points):
-        return int(points)
-    return int(min(config.sweep.num_trials or space.num_trials, points))

@@ -17,7 +17,7 @@ from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.calibrate import Speed
 from sesttune.search.landscape import BATCH, REPLICATE, PowerLaw
-from sesttune.search.ledger import rules_of
+from sesttune.search.rules import rules_of
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import Landscape, SimulatedCurves, Simulation

@@ -12,7 +12,6 @@ driver get the same answers from the same records. In this order a free GPU gets
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sesttune.search.asha import Report, Rungs
@@ -25,32 +24,13 @@ from sesttune.search.finals import (
 )
 from sesttune.search.promotion import StoppedTrials
 from sesttune.search.protocol import Job
+from sesttune.search.rules import Rules
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining
 from sesttune.search.trial_state import ENDED, ERROR, NAN, RUNNING, WAITING, TrialState
 from sesttune.search.verdict import next_budget
 
 _ID_DIGITS = 3
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a person can set about a sweep's schedule; the keys of `sweep.*` say what it means."""
-
-    trials: int
-    rungs: tuple[int, ...]
-    eta: int
-    max_steps: int
-    """Budget of a point that names none."""
-    longest: int | None = None
-    """The largest max_steps searched; None where it is not searched."""
-    lr_schedule: str = "constant"
-    """Of a point that names none."""
-    continue_stopped: bool = True
-    extend_to: tuple[int, ...] = ()
-    finalists: int = 1
-    seeds: int = 1
-    try_remedies: bool = False
 
 
 class Searcher(Protocol):
@@ -101,6 +81,7 @@ class Schedule:
         )
         self._first = self._best_earlier(earlier)
         self._searched: list[TrialState] = []
+        self._observed: dict[str, Observed] = {}
         self._exhausted = self._idle = False
 
     @property
@@ -128,6 +109,7 @@ class Schedule:
     def report(self, job_id: str, step: int, best_val_loss: float) -> str | None:
         trial = self.trials[job_id]
         trial.take(step, best_val_loss)
+        self._observed.pop(job_id, None)
         self._shared.follow(trial)
         why = self._judge(trial) or self.closed
         if why is not None:
@@ -197,7 +179,14 @@ class Schedule:
     def _propose(self) -> dict[str, Any] | None:
         if len(self._searched) < len(self._first):
             return self._first[len(self._searched)]
-        return self._searcher.ask(self._learnt + [observed(trial) for trial in self._searched])
+        return self._searcher.ask(self._learnt + [self._seen(trial) for trial in self._searched])
+
+    def _seen(self, trial: TrialState) -> Observed:
+        """`observed`, made again only where something has changed."""
+        known = self._observed.get(trial.id)
+        if known is None:
+            known = self._observed[trial.id] = observed(trial)
+        return known
 
     def _best_earlier(self, earlier: Sequence[TrialState]) -> list[dict[str, Any]]:
         """The best 1/eta of the earlier trainings, the best first, to be gone on with."""
@@ -254,7 +243,7 @@ class Schedule:
     def _last_rounds(self) -> TrialState | None:
         """Remedy, repeats and extension; each waits for what went before."""
         active = [trial for trial in self.trials.values() if trial.active]
-        if any(trial.repeats is None for trial in active):
+        if not all(trial.repeats for trial in active):
             return None
         if self.rules.try_remedies:
             found = untried_remedy(self.trials, self._curves.remedy)
@@ -279,6 +268,7 @@ class Schedule:
 
     def _note(self, trial: TrialState) -> None:
         self.changed[trial.id] = trial
+        self._observed.pop(trial.id, None)
         self._stopped.see(trial)
         self._idle = False
 

@@ -14,6 +14,7 @@ import random
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -40,6 +41,11 @@ class Observed:
     value: float | None = None
     step: int = 0
 
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for equal points."""
+        return _hashable(self.params)
+
 
 class Suggester:
     """Ask for points; the same history gives the same answer.
@@ -58,7 +64,7 @@ class Suggester:
 
     def ask(self, history: Sequence[Observed]) -> Point | None:
         """A point nobody has tried, or None when a finite space has none left."""
-        tried = {_hashable(seen.params) for seen in history}
+        tried = {seen.key for seen in history}
         for point in self._proposals(history):
             if _hashable(point) not in tried and self.space.allows(point):
                 return point

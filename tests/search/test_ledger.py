@@ -4,8 +4,9 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.search.ledger import TrialLedger, grace_period, rules_of, trial_count
+from sesttune.search.ledger import TrialLedger
 from sesttune.search.recorded import read_schedule, try_again
+from sesttune.search.rules import grace_period, rules_of, trial_count
 from sesttune.search.space_file import parse_space
 from sesttune.training.records import (
     append_metrics,

@@ -4,8 +4,8 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.search.landscape import PowerLaw
-from sesttune.search.ledger import rules_of
 from sesttune.search.protocol import Job
+from sesttune.search.rules import rules_of
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves, Simulation

@@ -1,4 +1,3 @@
-
 import pytest
 
 from sesttune.config.load import load_config
