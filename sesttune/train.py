@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 
 from sesttune.command import add_config_arguments, named, open_console, read_config, run
 from sesttune.errors import UserError
