@@ -6,6 +6,9 @@ from sesttune.config.duration import seconds
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
+SEARCHERS = ("gp", "tpe", "qmc", "random", "grid")
+"""What can propose points (`search/searcher.py`)."""
+
 
 def check_values(config: Config) -> None:
     """Raise UserError naming the first key whose value cannot work, and what would."""
@@ -67,7 +70,7 @@ def check_values(config: Config) -> None:
         "training.precision": (training.precision, ("auto", "32", "bf16")),
         "training.lr_schedule": (training.lr_schedule, ("constant", "cosine", "wsd")),
         "training.device": (training.device, ("auto", "cpu", "cuda")),
-        "sweep.searcher": (sweep.searcher, (None, "tpe", "random", "grid")),
+        "sweep.searcher": (sweep.searcher, (None, *SEARCHERS)),
     }
     for key, (choice, allowed) in one_of.items():
         if choice not in allowed:

@@ -123,7 +123,7 @@ class SweepConfig:
     space: str = "default"
     """A YAML file, or the name of one in `search_spaces/`."""
     searcher: str | None = None
-    """`tpe`, `random` or `grid`; null takes the space file's."""
+    """`gp`, `tpe`, `qmc`, `random` or `grid`; null takes the space file's."""
     num_trials: int | None = None
     """Trials to run; null takes the space file's. A grid runs all its points."""
     max_concurrent: int | None = None

@@ -22,9 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sesttune.search.axis import axis_of
 from sesttune.search.space import Point, SearchSpace
 
-_REDRAWS = 20
+_REDRAWS = 5
+"""Of a sampler (a Gaussian process is fitted at each), before a random point is taken."""
 _RANDOM_REDRAWS = 1_000
-"""Draws without the sampler, for a space whose constraints leave little."""
+_AHEAD = 50
+"""Points of a Sobol sequence beyond the number of trials, where constraints forbid some."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Suggester:
         if self.kind == "grid":
             return
         if self.kind == "qmc":
-            yield from (self._in_sequence(number) for number in range(len(history) + _REDRAWS))
+            yield from (self._in_sequence(number) for number in range(len(history) + _AHEAD))
             return
         # A generator that went on from ask to ask would be lost with the driver.
         study = optuna.create_study(sampler=self._sampler(self.seed + len(history)))
@@ -113,7 +115,7 @@ class Suggester:
         if number >= len(self._sequence):
             study = optuna.create_study(sampler=self._sampler(self.seed))
             self._sequence = []
-            for _ in range(2 * number + _REDRAWS):
+            for _ in range(2 * number + _AHEAD):
                 trial = study.ask()
                 self._sequence.append(self._drawn(trial))
                 study.tell(trial, 0.0)  # after the first one Optuna knows which keys there are

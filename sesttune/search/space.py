@@ -19,7 +19,6 @@ from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint
 
-SEARCHERS = ("tpe", "gp", "qmc", "random", "grid")
 TUNABLE = (
     "training.max_steps",
     "training.batch_size",

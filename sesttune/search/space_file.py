@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from sesttune.config.checks import SEARCHERS
 from sesttune.config.load import check_key
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint, parse_constraint
-from sesttune.search.space import SEARCHERS, TUNABLE, Parameter, SearchSpace
+from sesttune.search.space import TUNABLE, Parameter, SearchSpace
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 _WHY_NOT = {
