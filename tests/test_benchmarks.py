@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,38 @@ def test_the_benchmark_of_the_parts_names_every_variant() -> None:
     for line in lines:
         *parts, total = (float(word) for word in line.split()[-5:])
         assert 0 < total < 2 * sum(parts)
+
+
+def test_the_schedule_is_several_times_cheaper_than_the_grid_and_than_rays_asha(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "schedule.py", "--repeats", "3"]
+    more = ["--families", "smooth", "crossing", "--out", tmp_path]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    assert "GPU-hours, times ours" in done.stdout
+    assert (tmp_path / "schedule.png").stat().st_size > 10_000
+    rows = json.loads((tmp_path / "schedule.json").read_text())
+    for family in ("smooth", "crossing"):
+        by = {row["policy"]: row for row in rows if row["family"] == family}
+        steps, gpu_s, _ = by["ours"]["near"]
+        assert max(steps, gpu_s) < 1 / 6, "to within 1 % of the grid's best, of the grid's cost"
+        assert by["ours"]["worst_regret"] < 0.05
+        assert 2 * by["ours, single seeds"]["whole"][1] < by["Ray ASHA"]["whole"][1]
+
+
+def test_the_driver_at_scale_is_simulated_and_counted() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "schedule.py", "--scale"]
+    more = ["--trials", "300", "--slots", "32"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    assert "300 trials on 32 slots" in done.stdout
+    assert "ms a report" in done.stdout
+
+
+def test_the_benchmark_of_searchers_compares_them_all() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "searchers.py", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--trials", "6", "--slots", "2"], capture_output=True, text=True, check=True
+    )
+    names = {line.split()[0] for line in done.stdout.splitlines()[2:]}
+    assert names == {"fitted", "smooth", "noisy", "crossing", "divergent", "overfitting", "all"}
+    assert "gp" in done.stdout.splitlines()[1].split()
