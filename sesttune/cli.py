@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "what a sweep would take, without running it",
     "train": "one training; se-st-train is the same",
     "encode": "SE embeddings of an h5ad file",
+    "compare": "two sweeps side by side",
     "promote": "register a sweep's best model in MLflow",
     "predict": "predict perturbed cells with a registered model",
     "ui": "browse the results in MLflow",

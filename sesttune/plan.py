@@ -1,15 +1,18 @@
 """`sesttune plan`: what a sweep would take, without running it (`sesttune sweep --dry-run`)."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from sesttune import sweep
 from sesttune.command import run
+from sesttune.sweep import add_search_arguments, start
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the plan of a sweep: trials, rungs, GPU-hours, wall-clock and disk."""
-    return sweep.main(["--dry-run", *argv])
+    parser = argparse.ArgumentParser("sesttune plan", description=main.__doc__)
+    add_search_arguments(parser)
+    return start(parser.parse_intermixed_args(argv), dry_run=True)
 
 
 if __name__ == "__main__":

@@ -62,18 +62,23 @@ def against_plan(folder: Path) -> str | None:
     if plan is None or not spent.exists():
         return None
     took: dict[str, float] = json.loads(spent.read_text())
-    shares = [read_schedule(r.folder).get("shares") for r in list_trials(folder)]
-    steps = sum(
-        int(lines[-1]["step"])
-        for record, shared in zip(list_trials(folder), shares, strict=True)
-        if not shared and (lines := record.metrics())
-    )
+    steps = trained_steps(folder)
     off = took["wall_s"] / plan.expected.wall_s
     return (
         f"took {duration(took['wall_s'])} and {steps:,} steps; planned were "
         f"{duration(plan.expected.wall_s)} ({off:.2f} x) and {plan.expected.steps:,}, at worst "
         f"{duration(plan.worst.wall_s)} and {plan.worst.steps:,}"
     )
+
+
+def trained_steps(folder: Path) -> int:
+    """Optimizer steps of all trials of a sweep, a training of several trials counted once."""
+    last = [
+        lines[-1]["step"]
+        for record in list_trials(folder)
+        if not read_schedule(record.folder).get("shares") and (lines := record.metrics())
+    ]
+    return int(sum(last))
 
 
 def _machine(config: Config) -> Slots:

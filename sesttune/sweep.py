@@ -33,24 +33,30 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Run a hyperparameter sweep; with no data configured, on the bundled demo."""
     parser = argparse.ArgumentParser("sesttune sweep", description=main.__doc__)
-    parser.add_argument("--space", metavar="S", help="search space: a YAML file or a known name")
+    add_search_arguments(parser)
     parser.add_argument("--resume", metavar="NAME", help="continue an interrupted sweep")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="prepare the data and print the plan, no more"
+    )
+    args = parser.parse_intermixed_args(argv)
+    return start(args, args.dry_run) if args.resume is None else _resume(args)
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `sweep` and `plan` take."""
+    parser.add_argument("--space", metavar="S", help="search space: a YAML file or a known name")
     parser.add_argument(
         "--warm-start", metavar="NAME", help="learn from an earlier sweep and continue its best"
     )
     parser.add_argument(
         "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="prepare the data and print the plan, no more"
-    )
     add_config_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
+
+
+def start(args: argparse.Namespace, dry_run: bool) -> int:
+    """Plan a new sweep and, without `dry_run`, run it."""
     console = open_console()
-    return _start(args, console) if args.resume is None else _resume(args, console)
-
-
-def _start(args: argparse.Namespace, console: Console) -> int:
     for name in ("space", "warm_start", "time_budget"):
         if getattr(args, name) is not None:
             args.overrides.append(f"sweep.{name}={getattr(args, name)}")
@@ -73,7 +79,7 @@ def _start(args: argparse.Namespace, console: Console) -> int:
     except BaseException:
         shutil.rmtree(sweep.folder)  # nothing has run in it yet
         raise
-    if args.dry_run:
+    if dry_run:
         shutil.rmtree(sweep.folder)
         return 0
     return _run(sweep, console, plan, resume=False)
@@ -92,7 +98,8 @@ def _configuration(args: argparse.Namespace, console: Console) -> "Config":
     return read_config(args, demo_settings(demo_folder(config.data.cache_dir)))
 
 
-def _resume(args: argparse.Namespace, console: Console) -> int:
+def _resume(args: argparse.Namespace) -> int:
+    console = open_console()
     allowed = [text for text in args.overrides if text.lstrip("+").startswith("output_dir=")]
     given = args.config or args.space or args.warm_start or args.dry_run
     if given or len(allowed) < len(args.overrides):

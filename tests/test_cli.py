@@ -27,7 +27,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; from sesttune.cli import _dispatch\n"
-        "for name in ('sweep', 'train', 'encode', 'promote', 'predict', 'ui', 'cache'):\n"
+        "for name in ('sweep', 'plan', 'train', 'encode', 'compare', 'promote', 'predict', 'ui'):\n"
         "    try: _dispatch([name, '--help'])\n"
         "    except SystemExit: pass\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'lightning', 'anndata'} & set(sys.modules)))"

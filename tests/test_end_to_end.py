@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from sesttune import predict, promote
+from sesttune import compare, predict, promote
 from sesttune.command import run as run_command
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.training.records import list_trials, read_metrics
@@ -153,6 +154,29 @@ def test_train_takes_the_settings_of_a_trial_and_leaves_a_finished_run(
     assert parent.data.tags["verdict"] == "healthy"
 
 
+def test_compare_shows_winners_and_says_whether_they_differ(
+    folder: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = folder / "outputs"
+    shutil.copytree(outputs / "first", outputs / "again", dirs_exist_ok=True)
+    arguments = ["first", "again", "--output-dir", str(outputs)]
+    assert run_command(compare.main, arguments) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    (trained,) = [row[-2:] for row in rows if row[:2] == ["steps", "trained"]]
+    assert trained[0] == trained[1] != "0"
+    assert any(row[:1] == ["winner"] for row in rows)
+    assert "first/" in shown.splitlines()[-1]
+    assert "differ by noise only" in shown or "each by a single training" in shown
+    about = json.loads((outputs / "again" / "data.json").read_text())
+    (outputs / "again" / "data.json").write_text(json.dumps(about | {"fingerprint": "other"}))
+    assert run_command(compare.main, arguments) == 2
+    assert "first and again were run on other data" in capsys.readouterr().err
+    assert run_command(compare.main, ["first", "frist", "--output-dir", str(outputs)]) == 2
+    assert "no run 'frist'" in capsys.readouterr().err
+    shutil.rmtree(outputs / "again")
+
+
 @pytest.mark.parametrize(
     ("command", "change", "message"),
     [
@@ -248,7 +272,8 @@ def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
     done = sesttune(folder, "sesttune.sweep", "--resume", "killed")
     assert done.returncode == 0, done.stdout + done.stderr
     records = list_trials(run)
-    assert len(records) == 4
+    searched = [record for record in records if "training.replicate" not in record.params]
+    assert len(searched) == 4
     assert all(record.finished for record in records)
     store = client(folder)
     experiment = store.get_experiment_by_name("sesttune")
@@ -257,7 +282,7 @@ def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
     children = store.search_runs(
         [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'"
     )
-    assert len(children) == 4  # no trial has two runs
+    assert len(children) == len(records), "no trial has two runs"
     by_trial = {child.data.tags["trial"]: child for child in children}
     for record in records:
         lines = read_metrics(record.folder)

@@ -79,13 +79,18 @@ def check_earlier(source: Path, config: Config) -> Config:
         )
     settings: Any = OmegaConf.to_container(OmegaConf.load(source / "sweep.yaml"))
     then = from_dict(settings["config"])
-    for key in _SAME_LOSS:
-        if _value(then, key) != _value(config, key):
-            raise UserError(
-                f"sweep.warm_start={source.name}: it was run with {key}={_value(then, key)}, this "
-                f"one has {_value(config, key)}, so their losses are not comparable"
-            )
+    key = other_loss(then, config)
+    if key is not None:
+        raise UserError(
+            f"sweep.warm_start={source.name}: it was run with {key}={_value(then, key)}, this "
+            f"one has {_value(config, key)}, so their losses are not comparable"
+        )
     return then
+
+
+def other_loss(first: Config, second: Config) -> str | None:
+    """A setting in which two sweeps differ and that makes their val_losses incomparable."""
+    return next((key for key in _SAME_LOSS if _value(first, key) != _value(second, key)), None)
 
 
 def _check_data(source: Path, folder: Path) -> None:
