@@ -393,6 +393,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_resume_completes_it(tiny, sm
 
 def test_resume_tries_trials_again_that_failed_with_an_error_but_not_nan(tiny, ray, tmp_path):
     config, manifest = tiny
+    config = with_point(config, {"sweep.asha": False})
     space = grid(training__lr=choice(1e-2, 1e-3))
     run_sweep(tmp_path, config, space, manifest)
     first, second = list_trials(tmp_path)
