@@ -142,6 +142,7 @@ class Schedule:
         lines = list(reports)
         for line in lines:
             self.trials[line.trial_id].take(line.step, line.best_val_loss)
+        self._shared.mend()
         for trial in self.trials.values():
             self._shared.restore(trial)
         due = self.rungs.replay(line for line in lines if self._judged(line))
@@ -267,7 +268,8 @@ class Schedule:
         )
 
     def _note(self, trial: TrialState) -> None:
-        self.changed[trial.id] = trial
+        self.changed.pop(trial.id, None)
+        self.changed[trial.id] = trial  # the last noted is the last written
         self._observed.pop(trial.id, None)
         self._stopped.see(trial)
         self._idle = False

@@ -72,6 +72,23 @@ class SharedTraining:
             self._behind.setdefault(trunk.id, []).append(trial)
             self.follow(trunk)
 
+    def mend(self) -> None:
+        """Complete what a kill between the files of two trials left half written."""
+        for trial in self._trials.values():
+            trunk = self._trials.get(trial.continues or "")
+            if trunk is not None and trial.step >= 0 and trunk.shares is None:
+                trunk.shares = trial.id
+                self._note(trunk)
+        for trial in self._trials.values():
+            ahead = self._trials.get(trial.shares or trial.continues or "")
+            taker = self._trials.get((ahead and ahead.shares) or "")
+            if taker is None or taker is trial or (trial.step >= 0 and not trial.shares):
+                continue
+            trial.shares, trial.continues = taker.id, None
+            if trial.budget > taker.budget:
+                trial.shares, trial.continues = None, taker.id
+            self._note(trial)
+
     def restore(self, trial: TrialState) -> None:
         """Take in a trial that was placed before."""
         if trial.shares is None and trial.repeats is None:
@@ -93,7 +110,7 @@ class SharedTraining:
             if trial.shares == trunk.id:
                 if trial.active or trial.budget <= trunk.budget:
                     self._follow(trial, trunk)
-            elif trial.state == BEHIND and not trunk.active:
+            elif trial.state == BEHIND and (not trunk.active or trunk.shares == trial.id):
                 self._go_beyond(trial, trunk)
 
     def _follow(self, trial: TrialState, trunk: TrialState) -> None:
@@ -136,8 +153,8 @@ class SharedTraining:
         for other in sharing:
             other.shares = trial.id
             self._behind.setdefault(trial.id, []).append(other)
-            self._note(other)
-        self._trunks[self.key(trial.point)].remove(trunk)
+        trunks = self._trunks[self.key(trial.point)]
+        self._trunks[self.key(trial.point)] = [other for other in trunks if other is not trunk]
         stop = self._rungs.hand_over(trunk.id, trial.id)
         trial.take(trunk.step, trunk.best)
         if trunk.stopped_by_rung:
@@ -145,7 +162,8 @@ class SharedTraining:
         else:
             self._stand(trial, stop)
         trial.passed = self._passed(trial)
-        self._note(trial)
+        for changed in (trial, *sharing):  # written in this order: see `mend`
+            self._note(changed)
 
     def _continue(self, trial: TrialState, trunk: TrialState) -> None:
         """The curve of `trunk`, of an earlier sweep, is the beginning of that of `trial`."""

@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
 from sesttune.search.ledger import TrialLedger
-from sesttune.search.recorded import read_schedule, try_again
+from sesttune.search.recorded import read_schedule, try_again, write_state
 from sesttune.search.rules import grace_period, rules_of, trial_count
 from sesttune.search.space_file import parse_space
 from sesttune.training.records import (
@@ -154,7 +155,9 @@ def test_stopped_is_stopped_on_request_and_the_first_goes_on_uncompared(tmp_path
     assert ledger.next() is None
 
 
-def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_waits(tmp_path):
+@pytest.fixture
+def rising(tmp_path):
+    """A sweep of one training whose shortest trial comes first, and that trial under way."""
     space = parse_space(
         {
             "searcher": "random",
@@ -168,6 +171,11 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
     first = ledger.next()
     assert (first.max_steps, ledger.next()) == (100, None), "the longer ones wait behind it"
     update_trial(folder(ledger, first), "running", None)
+    return ledger, first, lambda: TrialLedger(tmp_path, config, space)
+
+
+def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_waits(rising, tmp_path):
+    ledger, first, again = rising
     checkpoints = folder(ledger, first) / "checkpoints"
     checkpoints.mkdir()
     for name in ("best.ckpt", "last.ckpt", "step=20.ckpt"):
@@ -188,7 +196,7 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
     assert list(checkpoints.iterdir()) == [], "handed over, not doubled"
     assert [line["step"] for line in read_metrics(folder(ledger, job))] == [0, 50]
     assert ledger.next() is None
-    for resumed in (ledger, TrialLedger(tmp_path, config, space)):
+    for resumed in (ledger, again()):
         shares = {r.id: read_schedule(r.folder).get("shares") for r in resumed.trials()}
         assert shares == {"001": job.id, "002": job.id, "003": job.id} | {job.id: None}
     resumed.next()
@@ -200,6 +208,60 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
     ends = {r.params["training.max_steps"]: r for r in list_trials(tmp_path)}
     assert [ends[steps].status for steps in (100, 200, 300)] == ["done"] * 3
     assert [ends[steps].metrics()[-1]["step"] for steps in (100, 200, 300)] == [100, 200, 300]
+
+
+def test_a_training_that_failed_before_its_first_validation_is_begun_again_after_a_kill(rising):
+    ledger, first, again = rising
+    ledger.end(first.id, "killed")
+    job = ledger.next()
+    assert (job.max_steps, job.continues) == (200, first.id)
+    update_trial(folder(ledger, job), "running", None)
+    resumed = again()
+    assert resumed.next().id == job.id
+    assert resumed.next() is None
+    say(resumed, job, 0, 1.0, time=1)
+    assert not resumed.report(job.id, 0, 1.0)
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_kill_between_the_files_of_a_training_handed_over_trains_nothing_twice(
+    rising, monkeypatch, writes
+):
+    ledger, first, again = rising
+    say(ledger, first, 50, 1.0, time=1)
+    assert ledger.report(first.id, 50, 1.0)
+    left = iter(range(writes))
+
+    def write_or_die(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return write_state(*args)
+
+    monkeypatch.setattr("sesttune.search.ledger.write_state", write_or_die)
+    with contextlib.suppress(KeyboardInterrupt):
+        ledger.end(first.id)
+        ledger.next()
+    monkeypatch.undo()
+    resumed, trained = again(), []
+    while (job := resumed.next()) is not None:
+        done = read_metrics(folder(resumed, job))[-1]["step"]
+        stop = False
+        for step in range(done + 50, job.max_steps + 1, 50):
+            trained.append(step)
+            say(resumed, job, step, 1 / step, time=step)
+            stop = resumed.report(job.id, step, 1 / step)
+            if stop:
+                break
+        if not stop:
+            update_trial(folder(resumed, job), "done", "max_steps")
+        resumed.end(job.id)
+    assert trained == [100, 150, 200, 250, 300]
+    ends = {r.params["training.max_steps"]: r for r in list_trials(ledger.folder)}
+    assert [(r.status, r.metrics()[-1]["step"]) for _, r in sorted(ends.items())] == [
+        ("done", 100),
+        ("done", 200),
+        ("done", 300),
+    ]
 
 
 def test_nothing_is_stopped_without_asha(tmp_path):
