@@ -1,7 +1,6 @@
 """What a sweep's schedule is worth: policies compared in virtual time on the same seeds.
 
     python benchmarks/schedule.py [--repeats 50] [--gpus 8] [--out FOLDER]
-    python benchmarks/schedule.py --scale        # 10,000 trials on 512 slots
 
 Every policy has the same 84 candidates, the plan's grid. Cost is what had been spent until the loss
 of the incumbent (the trial with the lowest validation so far, measured without its noise) was and
@@ -13,8 +12,6 @@ import argparse
 import json
 import math
 import statistics
-import time
-import tracemalloc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -225,38 +222,6 @@ def plot(families: dict[str, list[dict[str, Trace]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def scale(trials: int, slots: int) -> None:
-    """Cost of the driver's own work at a size nobody has."""
-    law = draw("fitted", 0)
-    settings = [f"sweep.num_trials={trials}", "sweep.searcher=random", "sweep.seeds=1"]
-    scheduler, curves = ours(0, *settings, rates="all")
-    took: list[float] = []
-    report = scheduler.report
-
-    def timed(*args: Any) -> Any:
-        start = time.perf_counter()
-        answer = report(*args)
-        took.append(time.perf_counter() - start)
-        if len(took) % 50_000 == 0:
-            peak = tracemalloc.get_traced_memory()[0] / 2**20
-            print(f"  {len(scheduler.trials):6,} trials, {len(took):8,} reports: {peak:6.1f} MiB")
-        return answer
-
-    scheduler.report = timed  # type: ignore[method-assign]
-    simulation = Simulation(scheduler, law, slots, INTERVAL, PATIENCE, STARTUP_S, None, False)
-    curves.simulation = simulation
-    tracemalloc.start()
-    started = time.perf_counter()
-    simulation.run()
-    took.sort()
-    print(
-        f"{len(scheduler.trials):,} trials on {slots} slots, {len(took):,} reports in "
-        f"{time.perf_counter() - started:.0f} s: {1e3 * statistics.fmean(took):.3f} ms a report, "
-        f"99.9 % under {1e3 * took[len(took) * 999 // 1000]:.2f} ms, the slowest "
-        f"{1e3 * took[-1]:.1f} ms"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=50)
@@ -264,13 +229,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--out", type=Path, help="write schedule.json and schedule.png here")
-    parser.add_argument("--scale", action="store_true")
-    parser.add_argument("--trials", type=int, default=10_000, help="with --scale")
-    parser.add_argument("--slots", type=int, default=512, help="with --scale")
     args = parser.parse_args()
-    if args.scale:
-        scale(args.trials, args.slots)
-        return
     jobs = [(family, seed, args.gpus) for family in args.families for seed in range(args.repeats)]
     with ProcessPoolExecutor(args.processes) as pool:
         traces = list(pool.map(repeat, jobs))
