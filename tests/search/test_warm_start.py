@@ -11,6 +11,7 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
+from sesttune.search.ray_session import ray_session
 from sesttune.search.space_file import parse_space
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import list_trials, read_metrics
@@ -22,6 +23,13 @@ def tiny(tmp_path_factory):
     more = {"sweep.seeds": 1, "sweep.extend_to": [], "sweep.asha": False, "training.patience": 99}
     config = load_config(base=data.settings(**more))
     return config, prepare(config, MeanEncoder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray(tiny):
+    """One Ray for all sweeps of this module."""
+    with ray_session(tiny[0]) as found:
+        yield found
 
 
 def space(searcher, *rates):
