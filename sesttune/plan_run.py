@@ -35,7 +35,8 @@ def plan_run(run: Run, space: SearchSpace, console: Console) -> Plan:
     speed = calibrate(config, space, run.manifest, folder / ".calibration", given.threads)
     plan = make_plan(config, space, given.concurrent, given.gpus, speed)
     write_text(folder / PLAN, json.dumps({**plan.to_dict(), "speed": vars(speed)}, indent=2))
-    console.print(_table(plan, given, speed, config))
+    console.print(_headline(plan, given, speed, config), highlight=False, soft_wrap=True)
+    console.print(_table(plan, given))
     check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
     return plan
 
@@ -94,19 +95,20 @@ def _machine(config: Config) -> Slots:
     return slots(config, {"CPU": cores, "GPU": float(torch.cuda.device_count())})
 
 
-def _table(plan: Plan, given: Slots, speed: Speed, config: Config) -> Table:
-    unit = "GPU-hours" if given.gpus else "slot-hours"
+def _headline(plan: Plan, given: Slots, speed: Speed, config: Config) -> str:
     at = "no rungs" if not plan.rungs else "rungs at " + ", ".join(f"{r:,}" for r in plan.rungs)
     at += " steps" if plan.rungs else ""
     batch = config.training.batch_size
     rate = 1 / (speed.fixed_s + speed.set_s * batch)
-    table = Table(
-        title=f"plan: {plan.trials} trials, {given.concurrent} at once, {at}; "
-        f"{rate:.3g} steps/s at batch size {batch}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+    return (
+        f"plan: {plan.trials} trials, {given.concurrent} at once, {at}; "
+        f"{rate:.3g} steps/s at batch size {batch}"
     )
+
+
+def _table(plan: Plan, given: Slots) -> Table:
+    unit = "GPU-hours" if given.gpus else "slot-hours"
+    table = Table(box=None, pad_edge=False)
     for column in ("", "trainings", "steps", unit, "wall-clock", "disk"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name, outlay in (("expected", plan.expected), ("worst case", plan.worst)):
