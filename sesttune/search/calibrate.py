@@ -53,11 +53,7 @@ def calibrate(
     `threads`: compute threads of a trial on the CPU. Raises UserError where not even the smallest
     batch can be trained.
     """
-    demanding = {
-        key: max(parameter.extremes())
-        for key, parameter in space.parameters.items()
-        if key in ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
-    }
+    demanding = space.widest(config)
     batches = space.parameters.get(_BATCH)
     sizes = sorted(
         {int(b) for b in batches.extremes()} if batches else {config.training.batch_size}

@@ -72,7 +72,7 @@ def standings(finals: Sequence[TrialState], trials: Iterable[TrialState]) -> lis
 def difference(first: Standing, second: Standing) -> str:
     """In words: whether the best mean is better than the next, or it may be chance."""
     if min(len(first.values), len(second.values)) < 2:
-        return f"{first.trial} leads {second.trial}, each by a single training"
+        return f"{first.trial} leads {second.trial}, but a single training may be luck"
     from scipy.stats import ttest_ind
 
     p_value = float(ttest_ind(first.values, second.values, equal_var=False).pvalue)

@@ -13,7 +13,6 @@ from sesttune.search.budget import Spending
 from sesttune.search.protocol import Job
 from sesttune.search.recorded import (
     RecordedCurves,
-    begin_with,
     folder_of,
     read_states,
     reports,
@@ -76,8 +75,6 @@ class TrialLedger:
         self._check_limits()
         job = self.schedule.next()
         self._write()
-        if job is not None and job.continues is not None:
-            begin_with(self.folder, job.id, job.continues)
         return job
 
     def report(self, trial_id: str, step: int, best_val_loss: float) -> bool:

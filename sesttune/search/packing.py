@@ -55,7 +55,10 @@ def trials_per_gpu(
 
     resources = ray.cluster_resources()
     cores = resources["CPU"] / (resources["GPU"] * config.sweep.cpus_per_trial)
-    demanding = with_point(config, _most_demanding(space))
+    point = space.widest(config)
+    if (batches := space.parameters.get("training.batch_size")) is not None:
+        point["training.batch_size"] = max(batches.extremes())
+    demanding = with_point(config, point)
     scratch = folder / ".packing"
     try:
         measured = find_packing(
@@ -108,12 +111,6 @@ def choose(measured: list[Measured]) -> int:
             break
         best = more
     return best.trials
-
-
-def _most_demanding(space: SearchSpace) -> dict[str, Any]:
-    """The largest batch and the widest, deepest head that the space holds."""
-    sizes = ("training.batch_size", "model.kwargs.hidden_dim", "model.kwargs.n_layers")
-    return {k: max(p.extremes()) for k, p in space.parameters.items() if k in sizes}
 
 
 def _gpu_gib() -> float:

@@ -110,6 +110,8 @@ def write_state(sweep: Path, trial: TrialState) -> TrialRecord:
     source = trial.shares or trial.continues
     if source is not None and trial.step >= 0:
         _copy_curve(folder_of(sweep, source), folder, trial.step)
+        if trial.shares is None:
+            begin_with(sweep, trial.id, source)
     if trial.active and known.finished:
         return update_trial(folder, "pending", None)
     if not trial.active and (known.status, known.stop_reason) != (status_of(trial), trial.reason):
@@ -130,9 +132,9 @@ def begin_with(sweep: Path, trial_id: str, source_id: str) -> None:
     Files are linked, not copied, where the file system can: a trial replaces its files, it never
     writes into them. A trial of this sweep hands them over, one of an earlier sweep keeps its own.
     """
-    source = folder_of(sweep, source_id) / "checkpoints"
     target = folder_of(sweep, trial_id) / "checkpoints"
-    if (target / LAST).exists() or not (source / LAST).exists():
+    source = None if (target / LAST).exists() else _holder(sweep, source_id)
+    if source is None:
         return
     target.mkdir(exist_ok=True)
     others = sorted(path.name for path in source.glob("*.ckpt") if path.name != LAST)
@@ -145,6 +147,19 @@ def begin_with(sweep: Path, trial_id: str, source_id: str) -> None:
     if "/" not in source_id:
         for name in (LAST, *others):
             (source / name).unlink()
+
+
+def _holder(sweep: Path, source_id: str) -> Path | None:
+    """Where the checkpoints of a training lie: with a trial, or with one that took it over."""
+    takers = (
+        record.folder
+        for record in list_trials(sweep)
+        if "/" not in source_id and read_schedule(record.folder).get("continues") == source_id
+    )
+    for folder in (folder_of(sweep, source_id), *takers):
+        if (folder / "checkpoints" / LAST).exists():
+            return folder / "checkpoints"
+    return None
 
 
 def _copy_curve(source: Path, target: Path, until: float) -> None:

@@ -36,6 +36,8 @@ TUNABLE = (
     "model.kwargs.n_heads",
     "model.kwargs.dropout",
 )
+SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
+HEADS = "model.kwargs.n_heads"
 _PROBES = 1_000
 """Random points tried to see that a space without end holds any that its constraints allow."""
 
@@ -208,6 +210,33 @@ class SearchSpace:
         if self.constraints and not any(map(around.allows, around._some_points())):
             listed = ", ".join(f"'{constraint}'" for constraint in self.constraints)
             raise UserError(f"search space {self.source}: no point satisfies {listed}")
+
+    def widest(self, config: Config) -> Point:
+        """The widest and deepest head that a trial may have, as far as the space says.
+
+        The largest of each key where they go together, else the largest of many points.
+        """
+        heads = self.parameters.get(HEADS)
+        largest = {k: max(p.extremes()) for k, p in self.parameters.items() if k in SIZES}
+        counts = (heads.grid() or heads.extremes()) if heads else ()
+        around = self.on(config)
+        together = [{**largest, HEADS: count} for count in counts] if heads else [largest]
+        for point in together:
+            if around._acceptable(config, point):
+                return point
+        drawn = [
+            {k: v for k, v in p.items() if k in (*SIZES, HEADS)}
+            for p in itertools.islice(self._some_points(), _PROBES)
+        ]
+        fitting = [p for p in drawn if around._acceptable(config, p)]
+        return max(fitting, key=lambda p: [p.get(key, 0) for key in SIZES], default={})
+
+    def _acceptable(self, config: Config, point: Point) -> bool:
+        try:
+            with_point(config, point)
+        except UserError:
+            return False
+        return self.allows(point)
 
     def _first(self, key: str) -> Point:
         """A point in which `key` is searched."""

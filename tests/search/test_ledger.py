@@ -185,15 +185,17 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
         stop = ledger.report(first.id, step, 1 / (1 + step))
     assert stop, "alone at its rung"
     ledger.end(first.id)
-    # Nothing else will come to this rung, so it goes on: as the longest trial of the training.
-    job = ledger.next()
-    assert (job.max_steps, job.continues) == (300, first.id)
-    assert sorted(path.name for path in (folder(ledger, job) / "checkpoints").iterdir()) == [
+    # The longest trial of the training has it now, with all that was kept of it.
+    longest = next(r for r in ledger.trials() if r.params["training.max_steps"] == 300)
+    assert sorted(path.name for path in longest.checkpoints.iterdir()) == [
         "best.ckpt",
         "last.ckpt",
         "step=20.ckpt",
     ]
     assert list(checkpoints.iterdir()) == [], "handed over, not doubled"
+    # Nothing else will come to this rung, so it goes on.
+    job = ledger.next()
+    assert (job.id, job.max_steps) == (longest.id, 300)
     assert [line["step"] for line in read_metrics(folder(ledger, job))] == [0, 50]
     assert ledger.next() is None
     for resumed in (ledger, again()):

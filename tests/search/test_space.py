@@ -234,3 +234,25 @@ def test_values_that_only_a_forbidden_point_would_combine_are_no_reason_to_refus
 def test_a_constraint_that_leaves_nothing_is_refused_in_a_space_without_end_too():
     with pytest.raises(UserError, match="s.yaml: no point satisfies 'batch_size < 8'"):
         parse({**SIZES, "training.lr": LR}, constraints=["batch_size < 8"]).check(load_config())
+
+
+def test_the_widest_head_is_one_that_a_trial_may_have():
+    sizes = {
+        "model.kwargs.hidden_dim": {"type": "choice", "values": [64, 700]},
+        "model.kwargs.n_layers": {"type": "int", "low": 2, "high": 6},
+    }
+    width, layers, heads = (
+        "model.kwargs.hidden_dim",
+        "model.kwargs.n_layers",
+        "model.kwargs.n_heads",
+    )
+    config = load_config(["model.kwargs.n_heads=4"])
+    assert parse(sizes).widest(config) == {width: 700, layers: 6}
+    assert parse(sizes | {heads: {"type": "choice", "values": [8, 10]}}).widest(config) == {
+        width: 700,
+        layers: 6,
+        heads: 10,
+    }
+    limited = parse(sizes, constraints=["hidden_dim * n_layers <= 2100"])
+    assert limited.widest(config) == {width: 700, layers: 3}
+    assert parse({"training.lr": LR}).widest(config) == {}

@@ -49,11 +49,18 @@ def begin(folder, config):
     return folder
 
 
-def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path):
+def run_quick(folder, tiny):
+    """A first sweep of ten steps at three rates."""
     config, manifest = tiny
     quick = with_point(config, {"training.max_steps": 10})
-    first = begin(tmp_path / "quick", quick)
-    run_sweep(first, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    begin(folder, quick)
+    run_sweep(folder, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    return folder
+
+
+def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path):
+    config, manifest = tiny
+    first = run_quick(tmp_path / "quick", tiny)
     full = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
     second = begin(tmp_path / "full", full)
     steps = []
@@ -84,9 +91,7 @@ def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path)
 
 def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_all(tiny, tmp_path):
     config, manifest = tiny
-    quick = with_point(config, {"training.max_steps": 10})
-    first = begin(tmp_path / "quick", quick)
-    run_sweep(first, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    first = run_quick(tmp_path / "quick", tiny)
     later = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
     second = begin(tmp_path / "full", later)
     trainings, learnt = read_earlier(second, later, space("tpe"))
