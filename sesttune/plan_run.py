@@ -17,9 +17,9 @@ from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.live import duration
 from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, slots
-from sesttune.search.recorded import read_schedule
+from sesttune.search.recorded import folder_of, read_schedule
 from sesttune.search.space import SearchSpace
-from sesttune.training.records import list_trials
+from sesttune.training.records import list_trials, read_metrics
 
 PLAN = "plan.json"
 
@@ -73,13 +73,20 @@ def against_plan(folder: Path) -> str | None:
 
 
 def trained_steps(folder: Path) -> int:
-    """Optimizer steps of all trials of a sweep, a training of several trials counted once."""
-    last = [
-        lines[-1]["step"]
-        for record in list_trials(folder)
-        if not read_schedule(record.folder).get("shares") and (lines := record.metrics())
-    ]
-    return int(sum(last))
+    """Optimizer steps that a sweep has made: none twice, and none of an earlier sweep's."""
+    made = 0
+    for record in list_trials(folder):
+        kept = read_schedule(record.folder)
+        if not kept.get("shares"):
+            made += _last_step(record.folder)
+            source = kept.get("continues", "")
+            made -= _last_step(folder_of(folder, source)) if "/" in source else 0
+    return made
+
+
+def _last_step(trial: Path) -> int:
+    lines = read_metrics(trial)
+    return int(lines[-1]["step"]) if lines else 0
 
 
 def _machine(config: Config) -> Slots:

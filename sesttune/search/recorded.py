@@ -56,15 +56,21 @@ class RecordedCurves:
         return (int(lines[-1]["step"]), lines[-1]["best_val_loss"]) if lines else (-1, float("inf"))
 
     def still_falling(self, trial: TrialState) -> bool:
-        lines = self.lines(trial.id, trial.max_steps)
+        lines = self._of_trial(trial)
         return bool(lines) and judge(lines, self._of(trial), trial.reason).still_falling
 
     def remedy(self, trial: TrialState) -> dict[str, Any] | None:
-        lines = self.lines(trial.id, trial.max_steps)
+        lines = self._of_trial(trial)
         found = judge(lines, self._of(trial), trial.reason) if lines else None
         if found is None or found.label != UNSTABLE or found.remedy is None:
             return None
         return dict(parse_override(text) for text in found.remedy.split())
+
+    def _of_trial(self, trial: TrialState) -> list[dict[str, float]]:
+        """Its lines, those of the trial it goes on from where they are not yet copied."""
+        names = (trial.id, trial.continues)
+        found = (self.lines(name, trial.max_steps) for name in names if name is not None)
+        return next((lines for lines in found if lines), [])
 
     def _of(self, trial: TrialState) -> Config:
         return with_point(self._config, trial.point | {MAX_STEPS_KEY: trial.max_steps})

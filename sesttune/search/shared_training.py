@@ -166,14 +166,21 @@ class SharedTraining:
             self._note(changed)
 
     def _continue(self, trial: TrialState, trunk: TrialState) -> None:
-        """The curve of `trunk`, of an earlier sweep, is the beginning of that of `trial`."""
+        """The curve of `trunk`, of an earlier sweep, is the beginning of that of `trial`.
+
+        It may be all of it, or more: then `trial` has ended, with checkpoints of its own.
+        """
         stop = None
         for rung in self._rungs.recorded:
-            if rung <= trunk.step:
+            if rung <= min(trunk.step, trial.budget):
                 _, best = self._best(trunk, rung)
                 stop = self._rungs.report(Report(trial.id, rung, best, False))
+        trial.take(*self._best(trunk, trial.budget))
         trial.take(trunk.step, trunk.best)
         self._stand(trial, stop)
+        if trunk.step >= trial.budget or trunk.reason in (PATIENCE, NAN):
+            trial.state = ENDED
+            trial.reason = MAX_STEPS if trunk.step >= trial.budget else trunk.reason
         trial.passed = self._passed(trial)
         self._note(trial)
 
@@ -197,7 +204,9 @@ class SharedTraining:
 
 
 def _covers(trunk: TrialState, steps: int) -> bool:
-    """Whether a trial of `steps` on the same training needs no step that `trunk` has not."""
-    if trunk.reason in (PATIENCE, NAN) or trunk.step >= steps:
-        return True
-    return not trunk.earlier and trunk.budget >= steps
+    """Whether a trial of `steps` on the same training needs no step that `trunk` has not.
+
+    A trial of this sweep; what is of an earlier one becomes this one's own.
+    """
+    ended = trunk.reason in (PATIENCE, NAN) or trunk.step >= steps
+    return not trunk.earlier and (ended or trunk.budget >= steps)

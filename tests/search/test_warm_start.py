@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from sesttune.config.load import load_config, to_dict, with_point
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
+from sesttune.plan_run import trained_steps
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.ray_session import ray_session
@@ -128,3 +129,27 @@ def test_another_setting_is_learnt_from_but_not_continued(tiny, tmp_path):
     folder = begin(tmp_path / "later", config)
     trainings, learnt = read_earlier(folder, with_point(config, changed), space("tpe"))
     assert (len(trainings), len(learnt)) == (0, 1)
+
+
+def test_a_training_that_an_earlier_sweep_had_completed_is_this_ones_own_and_may_be_extended(
+    tiny, tmp_path
+):
+    config, manifest = tiny
+    first = run_quick(tmp_path / "quick", tiny)
+    later = {"training.max_steps": 10, "sweep.warm_start": "quick", "sweep.extend_to": [20]}
+    second = with_point(config, later)
+    begin(tmp_path / "again", second)
+    starts = []
+
+    class Heard(SweepListener):
+        def on_start(self, record, max_steps):
+            starts.append((record.id, max_steps))
+
+    outcome = run_sweep(tmp_path / "again", second, space("grid", 1e-2, 1e-3), manifest, [Heard()])
+    assert starts == [(outcome.best.id, 20)], "only the winner's extension was trained"
+    for record in list_trials(tmp_path / "again"):
+        assert (record.status, record.stop_reason) == ("done", "max_steps")
+        assert (record.checkpoints / "best.ckpt").exists(), "so it can be promoted"
+    assert all((r.checkpoints / "last.ckpt").exists() for r in list_trials(first)), "kept there"
+    assert trained_steps(tmp_path / "again") == 10
+    assert trained_steps(first) == 30
