@@ -255,6 +255,7 @@ def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output:
 def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
     run = folder / "outputs" / "killed"
     command = [sys.executable, "-m", "sesttune.sweep", "name=killed", "sweep.num_trials=4"]
+    command += ["sweep.seeds=1"]
     command += [f"data.cache_dir={folder}/cache"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
