@@ -112,31 +112,19 @@ def _predict(
 ) -> "np.ndarray":
     """log1p expression float32 [cells, genes]: predicted, and of controls their own."""
     import numpy as np
-    import torch
 
-    from sesttune.data.sampling import ControlPool
+    from sesttune.data.features import feature_matrix
     from sesttune.data.trial_data import conditions_of
+    from sesttune.evaluation.every_cell import predict_every_cell
+    from sesttune.evaluation.predictors import head_predictor
 
-    length = config.model.kwargs.st_cell_set_len
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    head = head.to(device)
     out = np.empty((store.n_cells, store.n_genes), np.float32)
     own = np.flatnonzero(store.is_control)
     out[own] = store.dense(own)
-    sets = [
-        (condition.pert, condition.rows[start : start + length])
-        for condition in conditions_of(store)
-        for start in range(0, len(condition.rows), length)
-    ]
-    # A short last set is filled up, so that every set has the trained length.
-    full = np.stack([np.resize(rows, length) for _, rows in sets])
-    paired = ControlPool(store).pair(full, np.random.default_rng(seed))
-    for (pert, rows), control_rows in zip(sets, paired, strict=True):
-        feature = torch.from_numpy(features[store.names["pert"][pert]])[None].to(device)
-        embedding = torch.from_numpy(controls.matrix[controls.row_of_cell[control_rows]])[None]
-        with torch.inference_mode():
-            predicted = head(embedding.to(device), feature)[0]  # [cells, genes]
-        out[rows] = predicted[: len(rows)].float().cpu().numpy()
+    predict = head_predictor(head, controls, feature_matrix(features, store.names["pert"]))
+    length = config.model.kwargs.st_cell_set_len
+    for rows, predicted in predict_every_cell(store, conditions_of(store), predict, length, seed):
+        out[rows] = predicted
     return out
 
 

@@ -1,61 +1,198 @@
-"""`sesttune promote`: register a run's best model in MLflow under an alias."""
+"""`sesttune promote`: register a trained head in MLflow, if it beats the one that serves now.
+
+Candidate and champion predict the same held-out conditions. A candidate that is not better beyond
+noise is refused, with the table, unless `--force` says why it is to be the champion all the same.
+"""
 
 import argparse
 import json
+import math
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sesttune.command import program, run
+from sesttune.command import open_console, program, run
 from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from sesttune.data.trial_data import TrialData
+    from sesttune.held_out import Model
+    from sesttune.tracking.aliases import Version
 
 
 def main(argv: Sequence[str]) -> int:
-    """Register the best trial of a sweep (or one you name) as a version of the model se-st."""
+    """Register a sweep's best model, if it beats the present champion on held-out data."""
+    from sesttune.held_out import add_trial_arguments
+
     parser = argparse.ArgumentParser("sesttune promote", description=main.__doc__)
-    parser.add_argument("--sweep", required=True, metavar="NAME", help="the sweep or training")
-    parser.add_argument("--trial", metavar="ID", help="default: the best trial")
+    add_trial_arguments(parser, required=False)
     parser.add_argument("--alias", default="champion", help="default: %(default)s")
+    parser.add_argument(
+        "--split", choices=("test", "val"), help="held-out data; default: test where there is one"
+    )
+    parser.add_argument("--force", metavar="REASON", help="promote all the same, and record why")
+    parser.add_argument("--rollback", action="store_true", help="back to the former champion")
+    parser.add_argument("--list", action="store_true", help="every registered version")
     parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
     args = parser.parse_args(argv)
-    from sesttune.run_setup import open_run
-    from sesttune.search.outcome import read_outcome
-    from sesttune.search.recorded import read_schedule
-    from sesttune.tracking.registry import promote
+    if [args.sweep is not None, args.rollback, args.list].count(True) != 1:
+        raise UserError("name one of --sweep NAME, --rollback, --list")
+    if args.force is not None and not args.force.strip():
+        raise UserError('--force needs a reason, e.g. --force "the old one saw the test data"')
+    console = open_console()
+    if args.sweep is not None:
+        return _promote(args, console)
+    from sesttune.config.load import load_config
+    from sesttune.tracking.store import tracking_uri
+
+    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
+    return _roll_back(uri, args.alias, console) if args.rollback else _list(uri, console)
+
+
+def _promote(args: argparse.Namespace, console: "Console") -> int:
+    from sesttune.evaluation.scores import METRICS, summary
+    from sesttune.held_out import chosen_trial, held_out_split, trial_model
+    from sesttune.run_setup import open_run, prepared_data
+    from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
+    from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.store import tracking_uri
     from sesttune.tracking.sync import RunTracker
-    from sesttune.training.records import list_trials
 
     known = open_run(args.output_dir, args.sweep)
-    records = {record.id: record for record in list_trials(known.folder)}
-    if not records:
-        raise UserError(f"{known.folder} holds no trial: nothing to promote")
-    if args.trial is not None and args.trial not in records:
-        raise UserError(f"no trial '{args.trial}' in {args.sweep}; there are: {', '.join(records)}")
-    chosen = args.trial
-    if chosen is None:
-        best = read_outcome(known.folder, known.config).best
-        if best is None:
-            raise UserError(f"no trial of {args.sweep} has a result: nothing to promote")
-        chosen = best.id
-    record = records[chosen]
-    trunk = read_schedule(record.folder).get("shares")
-    if trunk is not None:
-        raise UserError(
-            f"trial {chosen} is the beginning of the training of trial {trunk}, which has the "
-            f"checkpoint: --trial {trunk}"
-        )
+    record = chosen_trial(known, args.trial)
     uri = tracking_uri(known.config)
     tracker = RunTracker(known.folder, uri, known.config.tracking.experiment)
     tracker.sync()
     run_id = tracker.trial_run(record.id)
     assert run_id is not None
-    tags = {"sweep": known.folder.name, "params": json.dumps(record.params)}
-    version = promote(record, run_id, known.manifest, uri, args.alias, tags)
-    print(
-        f"registered {version.name} version {version.version} as '{version.alias}' "
-        f"(trial {record.id} of {known.folder.name})\n"
-        f"use it: {program()} predict --model {version.uri} --adata IN.h5ad --output OUT.h5ad"
+    data = prepared_data(known.config, console)
+    candidate = trial_model(known, record, args.step, data)
+    args.split = args.split or held_out_split(data)
+    champion = serving(uri, args.alias)
+    _refuse_the_same(candidate, champion, known.folder.name, record.id, args.alias)
+    scores, said, accepted = _judge(candidate, champion, data, args, uri, console)
+    if not accepted:
+        line = f'not promoted; --force "reason" makes it the {args.alias} all the same'
+        console.print(line, highlight=False, soft_wrap=True)
+        return 1
+    means = summary(scores)
+    held_out = {f"{args.split}_{m}": means[m].to_dict()["candidate"] for m in METRICS}
+    held_out = {name: value for name, value in held_out.items() if math.isfinite(value)}
+    tags = {
+        "sweep": known.folder.name,
+        "trial": record.id,
+        "params": json.dumps(record.params),
+        "held_out": args.split,
+        "against": said,
+        **{name: f"{value:.6g}" for name, value in held_out.items()},
+        **({"forced": args.force} if args.force else {}),
+    }
+    log_held_out(run_id, held_out, candidate.about["step"], uri)
+    with tempfile.TemporaryDirectory() as folder:
+        about = write_model(Path(folder), candidate.head, candidate.about, data)
+        version = register(run_id, Path(folder), about, tags, uri)
+    move_alias(uri, args.alias, version)
+    console.print(
+        f"registered {MODEL_NAME} version {version} as '{args.alias}' ({candidate.label})\n"
+        f"use it: {program()} predict --model models:/{MODEL_NAME}@{args.alias} "
+        f"--adata IN.h5ad --output OUT.h5ad",
+        highlight=False,
+        soft_wrap=True,
     )
+    return 0
+
+
+def _refuse_the_same(
+    candidate: "Model", champion: "Version | None", sweep: str, trial: str, alias: str
+) -> None:
+    if champion is None:
+        return
+    about = candidate.about
+    same = {"sweep": sweep, "trial": trial, "step": str(about["step"])}
+    same["data_fingerprint"] = about["data_fingerprint"]
+    if all(champion.tags.get(key) == value for key, value in same.items()):
+        raise UserError(f"{candidate.label} is the {alias} already (version {champion.version})")
+
+
+def _judge(
+    candidate: "Model",
+    champion: "Version | None",
+    data: "TrialData",
+    args: argparse.Namespace,
+    uri: str,
+    console: "Console",
+) -> "tuple[pd.DataFrame, str, bool]":
+    """Scores on held-out data, the comparison in words, and whether the candidate is accepted."""
+    from sesttune.evaluation.challenge import challenge
+    from sesttune.evaluation.scores import losses_of
+    from sesttune.held_out import evaluate_models, heading, score_table, stored_model
+    from sesttune.tracking.aliases import MODEL_NAME
+
+    models, said = {"candidate": candidate}, f"no {args.alias} before it"
+    config, split = candidate.config, args.split
+    if champion is not None:
+        rival = f"{args.alias} (version {champion.version})"
+        try:
+            stored = stored_model(f"models:/{MODEL_NAME}/{champion.version}", uri)
+            models["champion"] = stored
+            scores = evaluate_models(models, data, config, split, console)
+        except UserError as error:
+            if args.force is None:
+                raise UserError(
+                    f'cannot compare with the {rival}: {error}; --force "reason" promotes without'
+                ) from None
+            del models["champion"]
+            said = f"not compared with the {rival}: {error}"
+    if "champion" not in models:
+        scores = evaluate_models(models, data, config, split, console)
+    console.print(heading(candidate, split, data), highlight=False, soft_wrap=True)
+    console.print(score_table(scores))
+    if "champion" not in models:
+        mean = challenge(losses_of(scores, "candidate"), losses_of(scores, "perturbation_mean"))
+        console.print(f"against perturbation_mean: {mean}", highlight=False, soft_wrap=True)
+        return scores, said, True
+    found = challenge(losses_of(scores, "candidate"), losses_of(scores, "champion"))
+    said = f"{rival}: {found}"
+    console.print(f"against {said}", highlight=False, soft_wrap=True)
+    return scores, said, found.better or args.force is not None
+
+
+def _roll_back(uri: str, alias: str, console: "Console") -> int:
+    from sesttune.tracking.aliases import MODEL_NAME, previous_of, roll_back
+
+    left, now = roll_back(uri, alias)
+    console.print(
+        f"{MODEL_NAME} version {now} is '{alias}' again; version {left} is '{previous_of(alias)}'",
+        highlight=False,
+    )
+    return 0
+
+
+def _list(uri: str, console: "Console") -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from sesttune.tracking.aliases import MODEL_NAME, versions
+
+    found = versions(uri)
+    if not found:
+        console.print(f"no version of {MODEL_NAME} is registered yet")
+        return 0
+    table = Table(box=SIMPLE_HEAD)
+    numbers = ("val_loss", "test_loss", "test_pearson_delta")
+    for column in ("version", "alias", "registered", "sweep", "trial", "step", *numbers):
+        table.add_column(column, justify="right" if column in (*numbers, "step") else "left")
+    for item in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_ms / 1000))
+        tags = [item.tags.get(key, "-") for key in ("sweep", "trial", "step", *numbers)]
+        table.add_row(item.version, ", ".join(item.aliases), when, *tags)
+    console.print(table)
     return 0
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -31,6 +31,9 @@ from sesttune.config.load import from_dict, to_dict, to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    from sesttune.data.trial_data import TrialData
 
 SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
 
@@ -113,7 +116,8 @@ def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run
     return Run(run.folder, run.config, manifest, run.space)
 
 
-def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Path, dict[str, Any]]:
+def prepared_data(config: Config, console: Console, runner: Runner = encode_here) -> "TrialData":
+    """Check the data and build what is not cached, with progress bars on a terminal."""
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_encoder import SEEncoder
 
@@ -143,11 +147,14 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
 
-        manifest = prepare(config, encoder, show, runner)
-    data = TrialData.open(manifest)
+        return TrialData.open(prepare(config, encoder, show, runner))
+
+
+def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Path, dict[str, Any]]:
+    data = prepared_data(config, console, runner)
     for note in data.notes:
         console.print(f"  {note}", highlight=False)
-    from sesttune.training.baselines import baselines
+    from sesttune.evaluation.baselines import baselines
 
     about = {
         "fingerprint": data.fingerprint,
@@ -156,7 +163,7 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
         "dims": {"embed": data.embed_dim, "pert": data.pert_dim, "genes": data.n_genes},
         "baselines": baselines(config, data),
     }
-    return manifest, about
+    return data.manifest, about
 
 
 def _write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:

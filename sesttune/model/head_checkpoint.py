@@ -60,11 +60,15 @@ def load_state(head: STHead, state: dict[str, torch.Tensor], path: Path) -> None
     head.load_state_dict({name: state[name] for name in expected})
 
 
-def export_head(folder: Path, head: STHead, about: dict[str, Any]) -> None:
-    """Write `head.safetensors` and `head.json` (sizes and `about`) into `folder`."""
+def export_head(folder: Path, head: STHead, about: dict[str, Any]) -> dict[str, Any]:
+    """Write `head.safetensors` and `head.json` into `folder`; returns what the latter says.
+
+    That is the format, the sizes of the head, and `about`.
+    """
     save_file({k: v.contiguous() for k, v in head.state_dict().items()}, folder / WEIGHTS_FILE)
     described = {"format": FORMAT, "head": asdict(head.config), **about}
     (folder / ABOUT_FILE).write_text(json.dumps(described, indent=2))
+    return described
 
 
 def import_head(folder: Path) -> tuple[STHead, dict[str, Any]]:

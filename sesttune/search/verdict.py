@@ -65,7 +65,7 @@ def judge(
 
     `lines`: its report lines in order, at least one. `stop_reason`: why it ended; patience spent
     is converged by the plan's definition, unless it overfits. `baseline`: val_loss of the best
-    prediction without a model (`training/baselines.py`).
+    prediction without a model (`evaluation/baselines.py`).
     """
     training = config.training
     window = training.patience * training.val_check_interval

@@ -1,107 +1,139 @@
-"""Register a trial's best head as a version of the model `se-st`.
+"""Register a trained head as a version of the model `se-st`, and fetch it again.
 
-The registered model is an MLflow pyfunc (models from code): safetensors weights, the
-features of the perturbations it was trained on, and a JSON file that says how it
-was made. The frozen encoder is named by path and sha256, not copied.
+The registered model is an MLflow pyfunc (models from code): safetensors weights, the features of
+the perturbations it was trained on, a JSON file that says how it was made, and the few modules of
+this package that it runs on. The frozen encoder is named by path and sha256, not copied.
 """
 
+import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 from safetensors.numpy import save_file
 
-from sesttune import __version__
-from sesttune.config.load import from_dict
+import sesttune
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
-from sesttune.model.head_checkpoint import export_head, load_state, read_checkpoint
+from sesttune.model.head_checkpoint import export_head
 from sesttune.model.st_head import STHead
+from sesttune.tracking.aliases import MODEL_NAME
 from sesttune.tracking.store import quick_client, require_store
-from sesttune.training.module import head_config
-from sesttune.training.records import BEST, TrialRecord
 
-MODEL_NAME = "se-st"
 FEATURES_FILE = "features.safetensors"
 HEAD_ARTIFACT = "head"
 PYFUNC = Path(__file__).with_name("pyfunc_model.py")
+CODE = (
+    "__init__.py",
+    "errors.py",
+    "atomic.py",
+    "model/__init__.py",
+    "model/st_head.py",
+    "model/head_checkpoint.py",
+)
+"""What `pyfunc_model.py` runs on: with these in it a registered model needs no sesttune."""
+PINNED = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
 
-@dataclass(frozen=True)
-class Version:
-    """A registered model version."""
+def register(
+    run_id: str,
+    folder: Path,
+    about: Mapping[str, Any],
+    tags: Mapping[str, str],
+    uri: str,
+) -> str:
+    """Register the model files in `folder` (`write_model`); returns the version's number.
 
-    name: str
-    version: str
-    alias: str
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}@{self.alias}"
-
-
-def promote(
-    record: TrialRecord, run_id: str, manifest: Path, uri: str, alias: str, tags: dict[str, str]
-) -> Version:
-    """Register the best checkpoint of `record` and point `alias` at it.
-
-    `run_id` is the trial's MLflow run. Raises UserError where the trial has no best checkpoint.
+    `run_id` is the trial's MLflow run, `about` as written there. No alias is touched.
     """
     quick_client()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        about = export_model(Path(folder), record, TrialData.open(manifest))
-        with mlflow.start_run(run_id=run_id):
-            info = mlflow.pyfunc.log_model(
-                name=MODEL_NAME,
-                python_model=str(PYFUNC),
-                artifacts={HEAD_ARTIFACT: folder},
-                pip_requirements=[f"sesttune=={__version__}"],
-                registered_model_name=MODEL_NAME,
-            )
-    version = str(info.registered_model_version)
+    with tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            python_model=str(PYFUNC),
+            artifacts={HEAD_ARTIFACT: str(folder)},
+            code_paths=[str(_own_code(Path(code)))],
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in PINNED],
+            signature=_signature(len(about["genes"])),
+            input_example=_example(folder, about["head"]["embed_dim"]),
+            registered_model_name=MODEL_NAME,
+        )
+    number = str(info.registered_model_version)
     client = MlflowClient(uri, uri)
     described = {
-        "trial": record.id,
-        "best_val_loss": f"{about['val_loss']:.6g}",
-        "best_step": str(about["step"]),
+        "step": str(about["step"]),
+        "val_loss": "-" if about["val_loss"] is None else f"{about['val_loss']:.6g}",
         "encoder": about["encoder"]["label"],
         "encoder_sha256": about["encoder"]["sha256"],
         "data_fingerprint": about["data_fingerprint"],
         **tags,
     }
     for key, value in described.items():
-        client.set_model_version_tag(MODEL_NAME, version, key, value)
-    client.set_registered_model_alias(MODEL_NAME, alias, version)
-    return Version(MODEL_NAME, version, alias)
+        client.set_model_version_tag(MODEL_NAME, number, key, value)
+    return number
 
 
-def export_model(folder: Path, record: TrialRecord, data: TrialData) -> dict[str, Any]:
+def log_held_out(run_id: str, metrics: Mapping[str, float], step: int, uri: str) -> None:
+    """Add held-out metrics to the trial's run, beside its validation losses."""
+    client = MlflowClient(uri)
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value, step=step)
+
+
+def write_model(
+    folder: Path, head: STHead, about: Mapping[str, Any], data: TrialData
+) -> dict[str, Any]:
     """Write the files of a registered model into `folder`; returns what `head.json` says."""
-    path = record.checkpoints / BEST
-    if not path.is_file():
-        raise UserError(f"trial {record.id} has no best checkpoint ({path}): nothing to promote")
-    content = read_checkpoint(path)
-    config = from_dict(content["config"])
-    head = STHead(head_config(config, data))
-    load_state(head, content["model"], path)
-    about = {
-        "step": int(content["step"]),
-        "val_loss": float(content["val_loss"]),
-        "config": content["config"],
-        "encoder": dict(content["encoder"]),
-        "data_fingerprint": data.fingerprint,
-        "genes": data.store.genes,
-    }
-    export_head(folder, head, about)
+    described = export_head(folder, head, dict(about))
     names = [n for n in data.store.names["pert"] if n != data.store.control_pert]
     rows = {name: data.features[data.store.names["pert"].index(name)].copy() for name in names}
     save_file({n: row for n, row in rows.items() if row[0] == row[0]}, folder / FEATURES_FILE)
-    return about
+    return described
+
+
+def _own_code(folder: Path) -> Path:
+    """The modules a registered model runs on, as a package of their own in `folder`."""
+    package = Path(sesttune.__file__).parent
+    copied = folder / package.name
+    for name in CODE:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / name, copied / name)
+    return copied
+
+
+def _public_version(name: str) -> str:
+    """Without a local part: `2.11.0+cu128` is not on PyPI, `2.11.0` is."""
+    return installed(name).partition("+")[0]
+
+
+def _signature(genes: int) -> ModelSignature:
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "perturbation"),
+        ColSpec(Array(DataType.double), "control_embedding"),
+    ]
+    expression = TensorSpec(np.dtype(np.float32), (-1, genes), "expression")
+    return ModelSignature(Schema(columns), Schema([expression]))
+
+
+def _example(folder: Path, embed_dim: int) -> pd.DataFrame:
+    """Two cells of one set."""
+    from safetensors import safe_open
+
+    with safe_open(folder / FEATURES_FILE, "np") as file:
+        name = min(file.keys())
+    cells = [[0.0] * embed_dim, [0.1] * embed_dim]
+    return pd.DataFrame({"perturbation": [name] * 2, "control_embedding": cells})
 
 
 def fetch_model(model: str, uri: str) -> Path:

@@ -8,8 +8,8 @@ from helpers.tiny_data import MeanEncoder, write_tiny
 from sesttune.config.load import load_config
 from sesttune.data.sampling import fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
+from sesttune.evaluation.baselines import baselines
 from sesttune.model.losses import energy_distance
-from sesttune.training.baselines import baselines
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Validation loss of predictions that any model must beat to be worth something.
+"""Predictions without a model, which any model must beat to be worth something.
 
 - `controls`: the paired control cells as they are;
 - `mean_of_controls`: their mean, for every cell of a set;
@@ -11,11 +11,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sesttune.config.schema import Config
-from sesttune.data.sampling import fixed_sets
+from sesttune.data.sampling import CellSets, fixed_sets
 from sesttune.data.store import CellStore
 from sesttune.data.trial_data import TrialData
+from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import loss_function
 
 CELLS_OF_MEAN = 512
@@ -23,28 +25,50 @@ CELLS_OF_MEAN = 512
 
 
 def baselines(config: Config, data: TrialData) -> dict[str, float]:
-    """The loss of each, over the same sets as that of a trial."""
+    """The validation loss of each, over the same sets as that of a trial."""
     loss = loss_function(config.model.kwargs.loss)
     seed = config.training.train_seed
     sets = fixed_sets(data, "val", config.model.kwargs.st_cell_set_len, seed)
+    found: dict[str, list[Tensor]] = {}
+    predictors = baseline_predictors(data, seed)
+    for part in parts(sets):
+        target = torch.from_numpy(dense_sets(data.store, part.pert_rows))
+        for name, predict in predictors.items():
+            found.setdefault(name, []).append(loss(predict(part), target))
+    return {name: float(torch.cat(losses).mean()) for name, losses in found.items()}
+
+
+def baseline_predictors(data: TrialData, seed: int) -> dict[str, Predictor]:
+    """The predictors by name; `seed` picks the cells that the means are taken of."""
     control_means, changes = _means(data, seed)
     overall = np.mean(list(changes.values()), axis=0)
-    found: dict[str, list[float]] = {name: [] for name in ("controls", "mean_of_controls")}
-    found["perturbation_mean"] = []
-    for rows, control_rows, pert in zip(
-        sets.pert_rows, sets.control_rows, sets.pert_codes, strict=True
-    ):
-        target = torch.from_numpy(data.store.dense(rows))[None]
-        controls = torch.from_numpy(data.store.dense(control_rows))[None]
-        shifted = control_means[_context(data.store, rows[0])] + changes.get(int(pert), overall)
-        predicted = {
-            "controls": controls,
-            "mean_of_controls": controls.mean(1, keepdim=True).expand_as(controls),
-            "perturbation_mean": torch.from_numpy(shifted)[None, None].expand_as(controls),
-        }
-        for name, cells in predicted.items():
-            found[name].append(float(loss(cells, target)))
-    return {name: float(np.mean(losses)) for name, losses in found.items()}
+    store = data.store
+
+    def controls(sets: CellSets) -> Tensor:
+        return torch.from_numpy(dense_sets(store, sets.control_rows))
+
+    def mean_of_controls(sets: CellSets) -> Tensor:
+        cells = controls(sets)
+        return cells.mean(1, keepdim=True).expand_as(cells)
+
+    def perturbation_mean(sets: CellSets) -> Tensor:
+        means = [
+            control_means[_context(store, rows[0])] + changes.get(int(pert), overall)
+            for rows, pert in zip(sets.pert_rows, sets.pert_codes, strict=True)
+        ]
+        each = torch.from_numpy(np.stack(means))[:, None]  # [sets, 1, genes]
+        return each.expand(-1, sets.pert_rows.shape[1], -1)
+
+    return {
+        "controls": controls,
+        "mean_of_controls": mean_of_controls,
+        "perturbation_mean": perturbation_mean,
+    }
+
+
+def dense_sets(store: CellStore, rows: np.ndarray) -> np.ndarray:
+    """log1p expression of `rows` (int64 [sets, cells]), float32 [sets, cells, genes]."""
+    return store.dense(rows.ravel()).reshape(*rows.shape, store.n_genes)
 
 
 def _means(
@@ -64,7 +88,7 @@ def _means(
         context = (condition.dataset, condition.cell_type)
         change = _mean(store, condition.rows, rng) - by_context[context]
         changes.setdefault(condition.pert, []).append(change)
-    return by_context, {pert: np.mean(parts, axis=0) for pert, parts in changes.items()}
+    return by_context, {pert: np.mean(each, axis=0) for pert, each in changes.items()}
 
 
 def _mean(store: CellStore, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,144 @@
+"""`sesttune evaluate`: score a model on held-out conditions, beside predictions without a model."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sesttune.atomic import replacing
+from sesttune.command import open_console, run
+from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from sesttune.config.schema import Config
+    from sesttune.data.trial_data import TrialData
+    from sesttune.held_out import Model
+
+SHOWN = 5
+"""Perturbations shown at either end; all are in `--output`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score a model on the held-out conditions of its data, beside the mean baselines."""
+    from sesttune.held_out import add_trial_arguments
+
+    parser = argparse.ArgumentParser("sesttune evaluate", description=main.__doc__)
+    parser.add_argument("--model", help="models:/se-st@champion, or a folder with head.json")
+    add_trial_arguments(parser, required=False)
+    parser.add_argument("--against", metavar="MODEL", help="compare with it by condition")
+    parser.add_argument("--split", choices=("test", "val"), help="default: test where there is one")
+    parser.add_argument("--output", type=Path, metavar="F.csv", help="every condition's metrics")
+    parser.add_argument(
+        "--cell-eval", type=Path, metavar="DIR", help="also cell-eval's metrics (extra `eval`)"
+    )
+    parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="data.KEY=value", help="other data than the model's own"
+    )
+    args = parser.parse_intermixed_args(argv)
+    if (args.model is None) == (args.sweep is None):
+        raise UserError("name what to evaluate: --model M, or --sweep NAME")
+    if args.model is not None and (args.trial is not None or args.step is not None):
+        raise UserError("--trial and --step go with --sweep, not with --model")
+    if args.output is not None and args.output.suffix != ".csv":
+        raise UserError(f"--output {args.output} must end in .csv")
+    wrong = [text for text in args.overrides if not text.lstrip("+").startswith("data.")]
+    if wrong:
+        raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")
+    console = open_console()
+    _evaluate(args, console)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, console: "Console") -> None:
+    from sesttune.config.load import load_config, parse_override, with_point
+    from sesttune.evaluation.challenge import challenge
+    from sesttune.evaluation.scores import losses_of
+    from sesttune.held_out import (
+        chosen_trial,
+        evaluate_models,
+        heading,
+        held_out_split,
+        score_table,
+        stored_model,
+        trial_model,
+    )
+    from sesttune.run_setup import open_run, prepared_data
+    from sesttune.tracking.store import tracking_uri
+
+    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
+    point = dict(parse_override(text) for text in args.overrides)
+    if point:  # the model's genes are compared by name, which says more than their number
+        point |= {"model.kwargs.input_dim": None, "model.kwargs.output_dim": None}
+    if args.model is not None:
+        model = stored_model(args.model, uri)
+        config = with_point(model.config, point)
+        data = prepared_data(config, console)
+    else:
+        known = open_run(args.output_dir, args.sweep)
+        record = chosen_trial(known, args.trial)
+        own = prepared_data(known.config, console)
+        model = trial_model(known, record, args.step, own)
+        config = with_point(model.config, point)
+        data = prepared_data(config, console) if point else own
+    split = args.split or held_out_split(data)
+    models = {"model": model}
+    if args.against is not None:
+        models["against"] = stored_model(args.against, uri)
+    scores = evaluate_models(models, data, config, split, console)
+    console.print(heading(model, split, data), highlight=False, soft_wrap=True)
+    console.print(score_table(scores))
+    if scores["cell_type"].nunique() > 1:
+        console.print(score_table(scores, "cell_type"))
+    _show_extremes(scores, console)
+    rivals = ["against"] if args.against is not None else []
+    for rival in [*rivals, "perturbation_mean"]:
+        found = challenge(losses_of(scores, "model"), losses_of(scores, rival))
+        name = args.against if rival == "against" else rival
+        console.print(f"against {name}: {found}", highlight=False, soft_wrap=True)
+    if args.output is not None:
+        with replacing(args.output) as draft:
+            scores.to_csv(draft, index=False)
+        console.print(f"every condition: {args.output}", highlight=False, soft_wrap=True)
+    if args.cell_eval is not None:
+        console.print(_cell_eval(model, data, config, split, args.cell_eval))
+
+
+def _show_extremes(scores: "pd.DataFrame", console: "Console") -> None:
+    """The perturbations that are predicted best and worst, over cell types."""
+    own = scores[scores["predictor"] == "model"]
+    means = own.groupby("perturbation")["pearson_delta"].mean().dropna().sort_values()
+    if len(means) < 2 * SHOWN:
+        return
+    for name, part in (("best", means[: -SHOWN - 1 : -1]), ("worst", means[:SHOWN])):
+        listed = ", ".join(f"{pert} {value:.2f}" for pert, value in part.items())
+        console.print(f"{name} by Pearson Δ: {listed}", highlight=False, soft_wrap=True)
+
+
+def _cell_eval(
+    model: "Model", data: "TrialData", config: "Config", split: str, folder: Path
+) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from sesttune.evaluation.cell_eval import run_cell_eval
+    from sesttune.evaluation.predictors import head_predictor
+
+    predict = head_predictor(model.head, data.controls, data.features)
+    found = run_cell_eval(data, split, predict, config, folder)
+    table = Table(title=f"cell-eval, in {folder}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("metric")
+    for context in found:
+        table.add_column(context, justify="right")
+    for metric in next(iter(found.values())):
+        table.add_row(metric, *(f"{means[metric]:.4g}" for means in found.values()))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,194 @@
+"""Evaluate models on held-out data: what `evaluate` and `promote` share.
+
+Every model is shown the same cells in the same sets. One that was trained on other data, or with
+another encoder or other perturbation features, sees them through its own.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from sesttune.config.schema import Config
+    from sesttune.data.trial_data import TrialData
+    from sesttune.model.st_head import STHead
+    from sesttune.run_setup import Run
+    from sesttune.training.records import TrialRecord
+
+HEADINGS = {
+    "loss": "loss ↓",
+    "mae": "MAE ↓",
+    "pearson_delta": "Pearson Δ ↑",
+    "top_overlap": "top-50 DE ↑",
+    "discrimination": "discrimination ↑",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A head in eval mode, what it is called, and how it was made (as `head.json` says)."""
+
+    label: str
+    head: "STHead"
+    about: dict[str, Any]
+
+    @property
+    def config(self) -> "Config":
+        from sesttune.config.load import from_dict
+
+        return from_dict(self.about["config"])
+
+
+def add_trial_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Which trained head: `--sweep`, `--trial`, `--step`."""
+    parser.add_argument("--sweep", required=required, metavar="NAME", help="sweep or training")
+    parser.add_argument("--trial", metavar="ID", help="default: the best trial")
+    parser.add_argument("--step", type=int, metavar="N", help="a checkpoint; default: best")
+
+
+def chosen_trial(run: "Run", trial: str | None) -> "TrialRecord":
+    """The trial `trial` of a run, by default its best; raises UserError where it cannot be had."""
+    from sesttune.search.outcome import read_outcome
+    from sesttune.search.recorded import read_schedule
+    from sesttune.training.records import list_trials
+
+    name = run.folder.name
+    records = {record.id: record for record in list_trials(run.folder)}
+    if not records:
+        raise UserError(f"{run.folder} holds no trial")
+    if trial is None:
+        best = read_outcome(run.folder, run.config).best
+        if best is None:
+            raise UserError(f"no trial of {name} has a result")
+        trial = best.id
+    if trial not in records:
+        raise UserError(f"no trial '{trial}' in {name}; there are: {', '.join(records)}")
+    trunk = read_schedule(records[trial].folder).get("shares")
+    if trunk is not None:
+        raise UserError(
+            f"trial {trial} is the beginning of the training of trial {trunk}, which has the "
+            f"checkpoint: --trial {trunk}"
+        )
+    return records[trial]
+
+
+def trial_model(run: "Run", record: "TrialRecord", step: int | None, data: "TrialData") -> Model:
+    """The head that a trial trained, at its best or at `step`."""
+    from sesttune.training.trained_head import trained_head
+
+    head, about = trained_head(record, data, step)
+    return Model(f"{run.folder.name}/{record.id} at step {about['step']:,}", head, about)
+
+
+def stored_model(model: str, uri: str) -> Model:
+    """`models:/NAME@ALIAS` of the registry at `uri`, or a folder with `head.json`."""
+    from sesttune.model.head_checkpoint import import_head
+    from sesttune.tracking.registry import fetch_model
+
+    head, about = import_head(fetch_model(model, uri))
+    return Model(model, head, about)
+
+
+def held_out_split(data: "TrialData") -> str:
+    """`test` where the split file has one, else `val`."""
+    return "test" if data.conditions("test") else "val"
+
+
+def evaluate_models(
+    models: Mapping[str, Model],
+    data: "TrialData",
+    config: "Config",
+    split: str,
+    console: Console,
+) -> "pd.DataFrame":
+    """Scores of the models and of the baselines (`evaluation/scores.py`), all on `data`.
+
+    The first model's loss and set length serve for all. Raises UserError where a model cannot see
+    these data.
+    """
+    from sesttune.data.sampling import fixed_sets
+    from sesttune.evaluation.baselines import baseline_predictors
+    from sesttune.evaluation.predictors import head_predictor
+    from sesttune.evaluation.scores import score
+    from sesttune.model.losses import loss_function
+
+    kwargs, seed = config.model.kwargs, config.training.train_seed
+    sets = fixed_sets(data, split, kwargs.st_cell_set_len, seed)
+    predictors = {}
+    for name, model in models.items():
+        seen = _as_seen_by(model, data, config, console)
+        predictors[name] = head_predictor(model.head, seen.controls, seen.features)
+    predictors |= baseline_predictors(data, seed)
+    return score(data, split, sets, predictors, loss_function(kwargs.loss))
+
+
+def _as_seen_by(model: Model, data: "TrialData", config: "Config", console: Console) -> "TrialData":
+    """The same cells with the control embeddings and features that `model` was made for."""
+    from omegaconf import OmegaConf
+
+    from sesttune.config.load import known_keys, with_point
+    from sesttune.run_setup import prepared_data
+
+    if model.about["genes"] != data.store.genes:
+        raise UserError(f"{model.label} predicts other genes than these data have")
+    settings = OmegaConf.structured(config)
+    own = ("data.kwargs.embed_key", "data.kwargs.perturbation_features_file")
+    shared = [k for k in known_keys() if k.startswith("data.") and k not in own]
+    shared.append("training.train_seed")  # it may choose the validation conditions
+    point = {key: OmegaConf.select(settings, key) for key in shared}
+    seen = prepared_data(with_point(model.config, point), console)
+    if seen.encoder["sha256"] != model.about["encoder"]["sha256"]:
+        raise UserError(
+            f"{model.label} was trained with the encoder {model.about['encoder']['label']} of "
+            f"sha256 {model.about['encoder']['sha256'][:12]}, but {seen.encoder['path']} is another"
+        )
+    if seen.store.fingerprint != data.store.fingerprint:
+        raise UserError(f"{model.label} cannot be shown the same cells")
+    return seen
+
+
+def heading(model: "Model", split: str, data: "TrialData") -> str:
+    """What is evaluated on what, in a line."""
+    conditions = data.conditions(split)
+    cells = sum(len(condition.rows) for condition in conditions)
+    said = f"{model.label} on {split}: {len(conditions)} conditions, {cells:,} perturbed cells"
+    if split == "val":
+        said += " (which chose the model, so these figures flatter it)"
+    return said
+
+
+def score_table(scores: "pd.DataFrame", by: str | None = None) -> "Table":
+    """Mean metrics of each predictor (by a column), the best of each in bold."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from sesttune.evaluation.scores import METRICS, summary
+
+    table = Table(box=SIMPLE_HEAD)
+    for column in ([by] if by else []) + ["predictor"]:
+        table.add_column(column.replace("_", " "))
+    for metric in METRICS:
+        table.add_column(HEADINGS[metric], justify="right")
+    means = summary(scores, by)
+    groups = [means] if by is None else [group for _, group in means.groupby(level=0, sort=False)]
+    for group in groups:
+        best = {m: group[m].min() if METRICS[m] == "lower" else group[m].max() for m in METRICS}
+        for index, row in group.iterrows():
+            cells = [
+                f"[bold]{row[metric]:.4g}[/]" if row[metric] == best[metric] else _cell(row[metric])
+                for metric in METRICS
+            ]
+            table.add_row(*(index if isinstance(index, tuple) else (str(index),)), *cells)
+    return table
+
+
+def _cell(value: float) -> str:
+    return "-" if value != value else f"{value:.4g}"

@@ -1,0 +1,125 @@
+"""Scores of a really trained tiny head, against the trial's own reports and by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.tiny_data import MeanEncoder, write_tiny
+
+from sesttune.config.load import load_config
+from sesttune.config.schema import Config
+from sesttune.data.sampling import fixed_sets
+from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
+from sesttune.evaluation.baselines import baseline_predictors, baselines
+from sesttune.evaluation.every_cell import predict_every_cell
+from sesttune.evaluation.predictors import Predictor, head_predictor
+from sesttune.evaluation.scores import METRICS, losses_of, score, summary
+from sesttune.model.losses import loss_function
+from sesttune.training.records import TrialRecord, read_metrics, read_trial
+from sesttune.training.trained_head import trained_head
+from sesttune.training.trial import run_trial
+
+
+class Trained:
+    def __init__(self, folder: Path) -> None:
+        tiny = write_tiny(folder)
+        settings = tiny.settings(**{"training.ckpt_every_n_steps": 7, "training.ema_decay": 0.9})
+        self.config: Config = load_config(base=settings)
+        manifest = prepare(self.config, MeanEncoder)
+        self.data = TrialData.open(manifest)
+        run_trial(self.config, manifest, folder / "trial")
+        record = read_trial(folder / "trial")
+        assert record is not None
+        self.record: TrialRecord = record
+
+    def predictor(self, step: int | None = None) -> Predictor:
+        head, _ = trained_head(self.record, self.data, step)
+        return head_predictor(head, self.data.controls, self.data.features)
+
+    def scores(self, split: str, step: int | None = None) -> pd.DataFrame:
+        seed = self.config.training.train_seed
+        sets = fixed_sets(self.data, split, 8, seed)
+        predictors = {"model": self.predictor(step), **baseline_predictors(self.data, seed)}
+        return score(self.data, split, sets, predictors, loss_function("energy"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+def test_the_validation_loss_is_the_one_that_the_trial_reported(trained: Trained) -> None:
+    last = read_metrics(trained.record.folder)[-1]
+    assert losses_of(trained.scores("val"), "model").mean() == pytest.approx(
+        last["best_val_loss"], rel=1e-5
+    )
+
+
+def test_an_earlier_checkpoint_is_the_model_of_its_step(trained: Trained) -> None:
+    reported = {line["step"]: line["val_loss"] for line in read_metrics(trained.record.folder)}
+    losses = {step: losses_of(trained.scores("val", step), "model").mean() for step in (7, 14, 20)}
+    assert losses[20] == pytest.approx(reported[20], rel=1e-5)
+    assert losses[7] > losses[14] > losses[20]
+    about = {step: trained_head(trained.record, trained.data, step)[1] for step in (7, 20)}
+    assert [found["step"] for found in about.values()] == [7, 20]
+    assert about[20]["val_loss"] == reported[20]
+    assert about[7]["val_loss"] is None  # no validation was due there
+
+
+def test_a_step_that_is_not_kept_is_refused_with_those_that_are(trained: Trained) -> None:
+    with pytest.raises(UserError, match="kept checkpoints of steps 7, 14, 20"):
+        trained_head(trained.record, trained.data, 9)
+
+
+def test_baselines_score_as_they_are_logged_beside_a_sweep(trained: Trained) -> None:
+    means = summary(trained.scores("val"))["loss"]
+    for name, loss in baselines(trained.config, trained.data).items():
+        assert means[name] == pytest.approx(loss, rel=1e-5)
+
+
+def test_every_held_out_condition_has_every_metric(trained: Trained) -> None:
+    scores = trained.scores("test")
+    own = scores[scores["predictor"] == "model"]
+    assert sorted(zip(own["cell_type"], own["perturbation"], strict=True)) == sorted(
+        [("beta", "P2"), *(("gamma", f"P{i}") for i in range(6))]
+    )
+    assert own["cells"].tolist() == [10] * 7
+    assert (scores.groupby("predictor").size() == 7).all()
+    assert own[["loss", "mae", "pearson_delta"]].notna().all().all()
+    # Alone in its cell type, P2 of beta has nothing to be told from.
+    assert own["discrimination"].isna().tolist() == [True, *[False] * 6]
+    assert set(METRICS) <= set(scores.columns)
+
+
+def test_metrics_of_a_condition_by_hand(trained: Trained) -> None:
+    data, scores = trained.data, trained.scores("test")
+    row = scores[(scores["predictor"] == "perturbation_mean") & (scores["perturbation"] == "P3")]
+    store, names = data.store, data.store.names
+    of_type = {
+        name: store.cell_type == names["cell_type"].index(name) for name in names["cell_type"]
+    }
+    pert = store.pert == names["pert"].index("P3")
+
+    def mean(cell_type: str, which: np.ndarray) -> np.ndarray:
+        return store.dense(np.flatnonzero(of_type[cell_type] & which)).mean(0)
+
+    # Trained on in alpha and beta; their mean change, on top of gamma's own controls.
+    changes = [mean(t, pert) - mean(t, store.is_control) for t in ("alpha", "beta")]
+    predicted = mean("gamma", store.is_control) + np.mean(changes, axis=0)
+    real = mean("gamma", pert)
+    assert row["mae"].item() == pytest.approx(np.abs(predicted - real).mean(), rel=1e-4)
+    effect = real - mean("gamma", store.is_control)
+    expected = np.corrcoef(np.mean(changes, axis=0), effect)[0, 1]
+    assert row["pearson_delta"].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_cell_is_predicted_once(trained: Trained) -> None:
+    conditions, store = trained.data.conditions("test"), trained.data.store
+    found = list(predict_every_cell(store, conditions, trained.predictor(), 8, seed=1))
+    rows = np.concatenate([rows for rows, _ in found])
+    assert sorted(rows) == sorted(np.concatenate([c.rows for c in conditions]))
+    assert all(values.shape == (len(rows), store.n_genes) for rows, values in found)
+    again = list(predict_every_cell(store, conditions, trained.predictor(), 8, seed=1))
+    assert all((a[1] == b[1]).all() for a, b in zip(found, again, strict=True))

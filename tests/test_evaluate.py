@@ -1,0 +1,132 @@
+"""`sesttune evaluate` on trainings of the tiny data."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.trained_runs import GOOD, POOR, write_trained
+
+from sesttune import evaluate
+from sesttune.command import run as run_command
+from sesttune.config.load import load_config
+from sesttune.held_out import trial_model
+from sesttune.run_setup import open_run
+from sesttune.tracking.registry import write_model
+from sesttune.training.records import list_trials, read_metrics
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def poor(outputs: Path) -> Path:
+    """The poor head as a folder."""
+    from sesttune.data.trial_data import TrialData
+
+    run = open_run(str(outputs), POOR)
+    data = TrialData.open(run.manifest)
+    model = trial_model(run, list_trials(run.folder)[0], None, data)
+    folder = outputs / "exported"
+    folder.mkdir()
+    write_model(folder, model.head, model.about, data)
+    return folder
+
+
+def call(outputs: Path, *arguments: str) -> int:
+    return run_command(evaluate.main, [*arguments, "--output-dir", str(outputs)])
+
+
+def row(shown: str, name: str) -> list[str]:
+    """The cells of the first table row that begins with `name`."""
+    return next(line.split() for line in shown.splitlines() if line.split()[:1] == [name])
+
+
+def test_a_trial_is_shown_beside_the_baselines_and_against_another(
+    outputs: Path, poor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = outputs / "scores.csv"
+    more = ("--against", str(poor), "--output", str(file))
+    assert call(outputs, "--sweep", GOOD, *more) == 0
+    shown = capsys.readouterr().out
+    assert "good/001 at step 60 on test: 7 conditions, 70 perturbed cells" in shown
+    scores = pd.read_csv(file)
+    assert set(scores["predictor"]) == {
+        "model",
+        "against",
+        "controls",
+        "mean_of_controls",
+        "perturbation_mean",
+    }
+    loss = scores[scores["predictor"] == "model"]["loss"].mean()
+    assert float(row(shown, "model")[1]) == pytest.approx(loss, rel=1e-3)
+    assert len(row(shown, "beta")) == 7, "a table by cell type"
+    assert f"against {poor}: better beyond noise (loss" in shown
+    assert "against perturbation_mean: worse beyond noise" in shown
+
+
+def test_the_validation_split_gives_the_trials_own_loss_and_says_that_it_flatters(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", GOOD, "--split", "val") == 0
+    shown = capsys.readouterr().out
+    reported = read_metrics(outputs / GOOD / "trials" / "001")[-1]["best_val_loss"]
+    assert float(row(shown, "model")[1]) == pytest.approx(reported, rel=1e-3)
+    assert "flatter" in shown
+
+
+def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
+    outputs: Path, poor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--model", str(poor)) == 0
+    assert f"{poor} on test: 7 conditions" in capsys.readouterr().out
+    config = load_config(file=poor.parent.parent / "settings.yaml")
+    whole = Path(config.data.kwargs.toml_config_path or "")
+    other = whole.with_name("other.toml")
+    other.write_text(whole.read_text().replace('test = ["P2"]', 'test = ["P2", "P3"]'))
+    assert call(outputs, "--model", str(poor), f"data.kwargs.toml_config_path={other}") == 0
+    assert f"{poor} on test: 8 conditions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what to evaluate: --model M, or --sweep NAME"),
+        (["--sweep", GOOD, "--model", "x"], "name what to evaluate"),
+        (["--model", "x", "--step", "3"], "go with --sweep"),
+        (["--model", "x"], "neither models:/NAME@ALIAS nor a folder with head.json"),
+        (["--sweep", GOOD, "--output", "scores.txt"], "must end in .csv"),
+        (["--sweep", GOOD, "training.lr=1"], "only data.* settings can be changed"),
+        (["--sweep", GOOD, "data.kwargs.gene_list=genes.txt"], "predicts other genes"),
+    ],
+)
+def test_mistakes_are_one_line(
+    outputs: Path,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "genes.txt").write_text("\n".join(f"G{number}" for number in range(50)))
+    assert call(outputs, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_cell_eval_scores_each_cell_type_or_is_asked_for(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--sweep", GOOD, "--cell-eval", str(tmp_path / "scores"))
+    if importlib.util.find_spec("cell_eval") is None:
+        assert call(outputs, *arguments) == 2
+        assert "pip install 'sesttune[eval]'" in capsys.readouterr().err
+        return
+    assert call(outputs, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert len(row(shown, "pearson_delta")) == 3  # beta and gamma
+    assert (tmp_path / "scores" / "tiny.gamma" / "results.csv").is_file()

@@ -1,0 +1,195 @@
+"""Promotion through the command, over a real MLflow store: the tests run in their order."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.trained_runs import GOOD, POOR, write_trained
+from mlflow import MlflowClient
+
+from sesttune import promote
+from sesttune.command import run as run_command
+from sesttune.tracking.aliases import serving, versions
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def uri(outputs: Path) -> str:
+    return f"sqlite:///{outputs}/mlflow.db"
+
+
+def call(outputs: Path, *arguments: str) -> int:
+    return run_command(promote.main, [*arguments, "--output-dir", str(outputs)])
+
+
+def test_the_first_version_becomes_champion_and_says_how_it_was_made(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--list") == 0
+    assert call(outputs, "--sweep", POOR) == 0
+    shown = capsys.readouterr().out
+    assert "no version of se-st is registered yet" in shown
+    assert "poor/001 at step 1 on test: 7 conditions, 70 perturbed cells" in shown
+    assert "perturbation_mean" in shown
+    assert "registered se-st version 1 as 'champion'" in shown
+    champion = serving(uri, "champion")
+    assert champion is not None
+    about = json.loads((outputs / POOR / "data.json").read_text())
+    assert champion.tags["sweep"] == "poor"
+    assert champion.tags["trial"] == "001"
+    assert champion.tags["step"] == "1"
+    assert champion.tags["data_fingerprint"] == about["fingerprint"]
+    assert champion.tags["held_out"] == "test"
+    assert champion.tags["against"] == "no champion before it"
+    assert "forced" not in champion.tags
+    tracking = json.loads((outputs / POOR / "tracking.json").read_text())
+    run = MlflowClient(uri).get_run(tracking["trials"]["001"]["run"])
+    assert run.data.metrics["test_loss"] == pytest.approx(float(champion.tags["test_loss"]), 1e-4)
+    assert {"test_mae", "test_pearson_delta"} <= set(run.data.metrics)
+
+
+def test_a_better_one_takes_over_and_the_former_is_kept(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", GOOD) == 0
+    shown = capsys.readouterr().out
+    assert "against champion (version 1): better beyond noise (loss" in shown
+    champion, former = serving(uri, "champion"), serving(uri, "previous")
+    assert champion is not None
+    assert former is not None
+    assert (champion.version, former.version) == ("2", "1")
+    assert float(champion.tags["test_loss"]) < float(former.tags["test_loss"])
+    assert "better beyond noise" in champion.tags["against"]
+
+
+def test_one_that_is_not_better_is_refused_with_the_table(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", POOR) == 1
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if "candidate" in line] == ["candidate"]
+    assert "against champion (version 2): worse beyond noise" in shown
+    assert 'not promoted; --force "reason"' in shown
+    assert len(versions(uri)) == 2
+    assert serving(uri, "champion").version == "2"  # type: ignore[union-attr]
+
+
+def test_what_serves_already_is_not_registered_again(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", GOOD) == 2
+    assert "good/001 at step 60 is the champion already (version 2)" in capsys.readouterr().err
+
+
+def test_force_promotes_and_records_why_and_rollback_undoes_it(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", POOR, "--force", "the good one saw the test cells") == 0
+    forced = serving(uri, "champion")
+    assert forced is not None
+    assert forced.version == "3"
+    assert forced.tags["forced"] == "the good one saw the test cells"
+    assert "worse beyond noise" in forced.tags["against"]
+    assert call(outputs, "--rollback") == 0
+    assert "version 2 is 'champion' again; version 3 is 'previous'" in capsys.readouterr().out
+    aliases = {item.version: item.aliases for item in versions(uri)}
+    assert aliases == {"3": ("previous",), "2": ("champion",), "1": ()}
+
+
+def test_list_shows_every_version(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(outputs, "--list") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = {row[0]: row[1:] for row in rows if row and row[0].isdigit()}
+    assert list(listed) == ["3", "2", "1"]
+    assert listed["3"][0] == "previous"
+    assert listed["2"][0] == "champion"
+    assert listed["2"][3:6] == [GOOD, "001", "60"]
+    assert listed["1"][2:5] == [POOR, "001", "1"]  # no alias
+
+
+def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, "--sweep", GOOD, "--step", "20", "--alias", "early") == 0
+    early = serving(uri, "early")
+    assert early is not None
+    assert early.tags["step"] == "20"
+    assert call(outputs, "--sweep", GOOD, "--step", "33") == 2
+    assert "kept checkpoints of steps 20, 40, 60" in capsys.readouterr().err
+    assert call(outputs, "--rollback", "--alias", "early") == 2
+    assert "is the first 'early': nothing to roll back to" in capsys.readouterr().err
+
+
+LOAD = """
+import sys
+# This checkout must not help: only what the model brings along.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module__ + repr(f)]
+sys.path = [p for p in sys.path if p and "__editable__" not in p]
+try:
+    import sesttune
+except ImportError:
+    pass
+else:
+    raise SystemExit("sesttune is still there")
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/se-st@champion")
+example = model.input_example
+import sesttune.model.st_head
+print(model.predict(example).shape, "outputs" in sesttune.__file__ or "tmp" in sesttune.__file__)
+"""
+
+
+def test_the_registered_model_runs_without_sesttune(outputs: Path, uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, uri], capture_output=True, text=True, cwd=outputs
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("(2, 60) True")
+
+
+def test_the_model_names_its_requirements_and_takes_the_declared_input(
+    outputs: Path, uri: str
+) -> None:
+    mlflow.set_tracking_uri(uri)
+    info = mlflow.models.get_model_info("models:/se-st@champion")
+    inputs = {column.name: str(column.type) for column in info.signature.inputs}
+    assert inputs == {"perturbation": "DataType.string", "control_embedding": "Array(double)"}
+    needs = Path(mlflow.pyfunc.get_model_dependencies("models:/se-st@champion")).read_text()
+    names = {line.partition("==")[0] for line in needs.split()}
+    assert {"mlflow", "torch", "numpy", "safetensors", "pandas"} <= names
+    assert all("==" in line for line in needs.split())
+    model = mlflow.pyfunc.load_model("models:/se-st@champion")
+    frame = pd.DataFrame({"perturbation": ["P0", "P1", "P0"], "control_embedding": [[0.1] * 6] * 3})
+    predicted = np.asarray(model.predict(frame))
+    assert predicted.shape == (3, 60)
+    assert (predicted[0] == predicted[2]).all()
+    assert (predicted[0] != predicted[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep", "frist"], "no run 'frist'"),
+        (["--sweep", GOOD, "--trial", "099"], "no trial '099' in good; there are: 001"),
+        ([], "name one of --sweep NAME, --rollback, --list"),
+        (["--sweep", GOOD, "--force", " "], "--force needs a reason"),
+        (["--rollback", "--alias", "nobody"], "is called 'nobody': nothing to roll back"),
+    ],
+)
+def test_mistakes_are_one_line(
+    outputs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(outputs, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
