@@ -185,12 +185,14 @@ def _list(uri: str, console: "Console") -> int:
         console.print(f"no version of {MODEL_NAME} is registered yet")
         return 0
     table = Table(box=SIMPLE_HEAD)
-    numbers = ("val_loss", "test_loss", "test_pearson_delta")
-    for column in ("version", "alias", "registered", "sweep", "trial", "step", *numbers):
-        table.add_column(column, justify="right" if column in (*numbers, "step") else "left")
+    known = ("sweep", "trial", "step", "val_loss", "held_out")
+    for column in ("version", "alias", "registered", *known, "loss", "Pearson Δ"):
+        table.add_column(column.replace("_", " "))
     for item in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_ms / 1000))
-        tags = [item.tags.get(key, "-") for key in ("sweep", "trial", "step", *numbers)]
+        split = item.tags.get("held_out")
+        scored = (f"{split}_loss", f"{split}_pearson_delta")
+        tags = [item.tags.get(key, "-") for key in (*known, *scored)]
         table.add_row(item.version, ", ".join(item.aliases), when, *tags)
     console.print(table)
     return 0

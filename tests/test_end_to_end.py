@@ -122,20 +122,6 @@ def test_promote_and_predict(folder: Path, output: str) -> None:
     assert np.median(correlations) > 0.4
 
 
-def test_the_registered_model_is_a_pyfunc(folder: Path, output: str) -> None:
-    import mlflow
-    import pandas as pd
-
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/outputs/mlflow.db")
-    model = mlflow.pyfunc.load_model("models:/se-st@champion")
-    names = json.loads((folder / "outputs" / "first" / "data.json").read_text())["dims"]
-    obs = anndata.read_h5ad(folder / "predicted.h5ad").obs
-    pert = obs["target_gene"].cat.categories.drop("non-targeting")[0]
-    cells = [[0.1] * names["embed"]] * 4
-    frame = pd.DataFrame({"perturbation": [pert] * 4, "control_embedding": cells})
-    assert np.asarray(model.predict(frame)).shape == (4, names["genes"])
-
-
 def test_train_takes_the_settings_of_a_trial_and_leaves_a_finished_run(
     folder: Path, output: str
 ) -> None:

@@ -1,13 +1,8 @@
 """Promotion through the command, over a real MLflow store: the tests run in their order."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import mlflow
-import numpy as np
-import pandas as pd
 import pytest
 from helpers.trained_runs import GOOD, POOR, write_trained
 from mlflow import MlflowClient
@@ -127,53 +122,6 @@ def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
     assert "kept checkpoints of steps 20, 40, 60" in capsys.readouterr().err
     assert call(outputs, "--rollback", "--alias", "early") == 2
     assert "is the first 'early': nothing to roll back to" in capsys.readouterr().err
-
-
-LOAD = """
-import sys
-# This checkout must not help: only what the model brings along.
-sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module__ + repr(f)]
-sys.path = [p for p in sys.path if p and "__editable__" not in p]
-try:
-    import sesttune
-except ImportError:
-    pass
-else:
-    raise SystemExit("sesttune is still there")
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/se-st@champion")
-example = model.input_example
-import sesttune.model.st_head
-print(model.predict(example).shape, "outputs" in sesttune.__file__ or "tmp" in sesttune.__file__)
-"""
-
-
-def test_the_registered_model_runs_without_sesttune(outputs: Path, uri: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, uri], capture_output=True, text=True, cwd=outputs
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].endswith("(2, 60) True")
-
-
-def test_the_model_names_its_requirements_and_takes_the_declared_input(
-    outputs: Path, uri: str
-) -> None:
-    mlflow.set_tracking_uri(uri)
-    info = mlflow.models.get_model_info("models:/se-st@champion")
-    inputs = {column.name: str(column.type) for column in info.signature.inputs}
-    assert inputs == {"perturbation": "DataType.string", "control_embedding": "Array(double)"}
-    needs = Path(mlflow.pyfunc.get_model_dependencies("models:/se-st@champion")).read_text()
-    names = {line.partition("==")[0] for line in needs.split()}
-    assert {"mlflow", "torch", "numpy", "safetensors", "pandas"} <= names
-    assert all("==" in line for line in needs.split())
-    model = mlflow.pyfunc.load_model("models:/se-st@champion")
-    frame = pd.DataFrame({"perturbation": ["P0", "P1", "P0"], "control_embedding": [[0.1] * 6] * 3})
-    predicted = np.asarray(model.predict(frame))
-    assert predicted.shape == (3, 60)
-    assert (predicted[0] == predicted[2]).all()
-    assert (predicted[0] != predicted[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ It knows perturbations but no contexts, so each (dataset, cell type) is evaluate
 held-out cells and all controls, predicted and real. Its files stay in a folder a context.
 """
 
+import os
 from pathlib import Path
 
 import anndata
@@ -24,6 +25,7 @@ def run_cell_eval(
 
     Raises UserError where cell-eval is not installed.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar a metric, over whatever is printed
     try:
         from cell_eval import MetricsEvaluator
     except ImportError:

@@ -1,0 +1,104 @@
+"""The registered model as others meet it: through MLflow alone, without this package."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.trained_runs import POOR, run_training, write_settings
+
+from sesttune import promote
+
+CHAMPION = "models:/se-st@champion"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one registered model."""
+    settings = write_settings(tmp_path_factory.mktemp("trained"))
+    run_training(settings, POOR, ["training.max_steps=1", "training.val_check_interval=1"])
+    outputs = settings.parent / "outputs"
+    assert promote.main(["--sweep", POOR, "--output-dir", str(outputs)]) == 0
+    return outputs
+
+
+@pytest.fixture
+def uri(outputs: Path) -> str:
+    return f"sqlite:///{outputs}/mlflow.db"
+
+
+LOAD = """
+import sys
+# This checkout must not help: only what the model brings along.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in type(f).__module__ + repr(f)]
+sys.path = [p for p in sys.path if p and "__editable__" not in p]
+try:
+    import sesttune
+except ImportError:
+    pass
+else:
+    raise SystemExit("sesttune is still there")
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/se-st@champion")
+example = model.input_example
+import sesttune.model.st_head
+print(model.predict(example).shape, "outputs" in sesttune.__file__ or "tmp" in sesttune.__file__)
+"""
+
+
+def test_the_registered_model_runs_without_sesttune(outputs: Path, uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, uri], capture_output=True, text=True, cwd=outputs
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("(2, 60) True")
+
+
+def test_the_model_names_its_requirements_and_takes_the_declared_input(
+    outputs: Path, uri: str
+) -> None:
+    mlflow.set_tracking_uri(uri)
+    info = mlflow.models.get_model_info("models:/se-st@champion")
+    inputs = {column.name: str(column.type) for column in info.signature.inputs}
+    assert inputs == {"perturbation": "DataType.string", "control_embedding": "Array(double)"}
+    needs = Path(mlflow.pyfunc.get_model_dependencies("models:/se-st@champion")).read_text()
+    names = {line.partition("==")[0] for line in needs.split()}
+    assert {"mlflow", "torch", "numpy", "safetensors", "pandas"} <= names
+    assert all("==" in line for line in needs.split())
+    model = mlflow.pyfunc.load_model("models:/se-st@champion")
+    frame = pd.DataFrame({"perturbation": ["P0", "P1", "P0"], "control_embedding": [[0.1] * 6] * 3})
+    predicted = np.asarray(model.predict(frame))
+    assert predicted.shape == (3, 60)
+    assert (predicted[0] == predicted[2]).all()
+    assert (predicted[0] != predicted[1]).any()
+
+
+LOAD_IN_A_CLEAN_ENVIRONMENT = """
+import sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/se-st@champion")
+print(float(model.predict(model.input_example).sum()))
+"""
+
+
+@pytest.mark.slow
+def test_its_requirements_are_all_it_needs(outputs: Path, uri: str, tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(uri)
+    needs = Path(mlflow.pyfunc.get_model_dependencies(CHAMPION))
+    venv.create(tmp_path / "clean", with_pip=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", needs], check=True)
+    absent = subprocess.run([python, "-c", "import sesttune"], cwd=tmp_path, capture_output=True)
+    assert absent.returncode != 0
+    script = [python, "-c", LOAD_IN_A_CLEAN_ENVIRONMENT, uri]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = mlflow.pyfunc.load_model(CHAMPION)
+    here = float(np.asarray(model.predict(model.input_example)).sum())
+    assert float(done.stdout.split()[-1]) == pytest.approx(here, rel=1e-5)
