@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "score a model on held-out data, beside the means",
     "promote": "register a sweep's best model in MLflow",
     "predict": "predict perturbed cells with a registered model",
+    "export": "a registered model as a run folder of the public `state tx infer`",
     "ui": "browse the results in MLflow",
     "cache": "list, verify or prune cell stores and embeddings",
     "demo": "write the bundled demo data",

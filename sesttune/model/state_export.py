@@ -9,6 +9,7 @@ training: it must be there, for `infer` gives its vector to labels it does not k
 
 import os
 import pickle
+import shlex
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -49,6 +50,14 @@ def export_state(
         raise UserError(f"{folder}: cannot write it ({reason})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def infer_command(folder: Path, about: dict[str, Any]) -> str:
+    """The command that runs `folder`; predictions go to `obsm["<embed key>_pred"]` of OUT.h5ad."""
+    data = from_dict(about["config"]).data.kwargs
+    words = ["state", "tx", "infer", "--model-dir", str(folder), "--adata", "IN.h5ad"]
+    words += ["--embed-key", data.embed_key or EMBED_KEY, "--pert-col", data.pert_col]
+    return shlex.join([*words, "--output", "OUT.h5ad"])
 
 
 def _write(

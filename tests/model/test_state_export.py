@@ -5,7 +5,6 @@ import pickle
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -13,36 +12,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers.promoted import FEATURES, SET_LENGTH, SIZES, promoted
 
-from sesttune.config.load import load_config, to_dict
 from sesttune.errors import UserError
-from sesttune.model.head_checkpoint import export_head, import_head
-from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.model.st_head import STHead
 from sesttune.model.state_export import TOKENS, export_state
-
-SIZES = HeadConfig(12, 8, 30, hidden_dim=32, n_layers=2, n_heads=4)
-SET_LENGTH = 6
-FEATURES = {
-    name: np.random.default_rng(seed).normal(size=8).astype(np.float32)
-    for seed, name in enumerate(("P2", "a gene", "P1"))
-}
-
-
-def promoted(folder: Path, **settings: object) -> tuple[STHead, dict[str, Any]]:
-    """A head as it comes out of the registry."""
-    config = load_config(base={"model.kwargs.st_cell_set_len": SET_LENGTH, **settings})
-    torch.manual_seed(0)
-    about = {
-        "step": 7,
-        "val_loss": 0.5,
-        "config": to_dict(config),
-        "encoder": {"path": "se.ckpt", "sha256": "e" * 64, "label": "tiny encoder"},
-        "data_fingerprint": "f" * 16,
-        "genes": [f"G{i}" for i in range(SIZES.output_dim)],
-    }
-    folder.mkdir()
-    export_head(folder, STHead(SIZES), about)
-    return import_head(folder)
 
 
 def test_every_file_is_plain_and_the_weights_are_the_heads(tmp_path: Path) -> None:
