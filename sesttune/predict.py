@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sesttune.atomic import replacing
 from sesttune.command import run
 from sesttune.errors import UserError
+from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--features", type=Path, help="features of perturbations not trained on")
     parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
     parser.add_argument("--seed", type=int, default=42, help="which controls: %(default)s")
+    parser.add_argument(
+        "--vcc", action="store_true", help="write what `cell-eval prep` takes, and its gene list"
+    )
     args = parser.parse_args(argv)
     if args.output.suffix != ".h5ad":
         raise UserError(f"--output {args.output} must end in .h5ad")
@@ -46,11 +49,16 @@ def main(argv: Sequence[str]) -> int:
     folder = fetch_model(args.model, uri)
     head, about = import_head(folder)
     config = from_dict(about["config"])
+    if args.vcc:
+        check_vcc(args.adata, config.data.kwargs)
     features = _features(folder, args.features)
     store, controls = _read_cells(args, config, about, set(features))
     expression = _predict(head, store, controls, features, config, args.seed)
-    _write(args.adata, args.output, expression, about)
+    write = write_vcc if args.vcc else write_predicted
+    prepare = write(args.adata, args.output, expression, about)
     print(f"{int((~store.is_control).sum()):,} cells predicted, written to {args.output}")
+    if prepare is not None:
+        print(f"submit it: {prepare}")
     return 0
 
 
@@ -126,20 +134,6 @@ def _predict(
     for rows, predicted in predict_every_cell(store, conditions_of(store), predict, length, seed):
         out[rows] = predicted
     return out
-
-
-def _write(source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]) -> None:
-    import anndata
-
-    cells = anndata.read_h5ad(source)
-    kept = cells[:, about["genes"]]
-    predicted = anndata.AnnData(X=expression, obs=kept.obs.copy(), var=kept.var.copy())
-    predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
-    try:
-        with replacing(output) as draft:
-            predicted.write_h5ad(draft)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write it ({error})") from None
 
 
 if __name__ == "__main__":

@@ -122,6 +122,23 @@ def test_promote_and_predict(folder: Path, output: str) -> None:
     assert np.median(correlations) > 0.4
 
 
+def test_a_challenge_entry_holds_the_same_predictions(
+    folder: Path,
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    source = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    arguments = ["--model", "models:/se-st@champion", "--adata", str(source), "--vcc"]
+    assert run_command(predict.main, [*arguments, "--output", "entry.h5ad"]) == 0
+    assert "cell-eval prep -i entry.h5ad -g entry.genes.csv" in capsys.readouterr().out
+    plain, entry = (anndata.read_h5ad(folder / f"{n}.h5ad") for n in ("predicted", "entry"))
+    assert np.array_equal(entry.X.toarray(), plain.X)
+    assert entry.obs.equals(plain.obs)
+
+
 def test_train_takes_the_settings_of_a_trial_and_leaves_a_finished_run(
     folder: Path, output: str
 ) -> None:

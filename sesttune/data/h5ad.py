@@ -98,6 +98,10 @@ class H5adFile:
             if not pd.api.types.is_numeric_dtype(frame[column])
         }
 
+    @property
+    def obs_columns(self) -> list[str]:
+        return [str(column) for column in self._frame("obs").columns]
+
     def obs(self, column: str) -> np.ndarray:
         """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`."""
         frame = self._frame("obs")

@@ -1,0 +1,119 @@
+"""The file `sesttune predict` writes, and what a Virtual Cell Challenge entry is made from.
+
+`cell-eval prep` (0.8) takes one column `target_gene` with `non-targeting` cells, genes in the
+order of a CSV, log1p values below 15, and at most 200,000 cells. All of that is checked here, in
+one line, before anything is predicted where it can be. Only zeros are left out of the sparse
+matrix, so no value changes.
+"""
+
+import csv
+import io
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sesttune.atomic import replacing, write_text
+from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    import anndata
+    import numpy as np
+
+    from sesttune.config.schema import DataKwargs
+
+VCC_COLUMN, VCC_CONTROL = "target_gene", "non-targeting"
+VCC_CELLS, VCC_LOG1P = 200_000, 15.0
+BLOCK_ROWS = 4_096
+
+
+def write_predicted(
+    source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]
+) -> None:
+    """`output` with the obs and var of `source` and X `expression`, float32 [cells, genes]."""
+    predicted = _with_obs_of(source, about)
+    predicted.X = expression
+    _write(predicted, output)
+
+
+def check_vcc(source: Path, kwargs: "DataKwargs") -> None:
+    """Raise UserError where no entry can be made of predictions for the cells of `source`."""
+    from sesttune.data.h5ad import H5adFile
+
+    with H5adFile(source) as file:
+        if file.n_cells > VCC_CELLS:
+            raise UserError(
+                f"--vcc: {source} has {file.n_cells:,} cells, cell-eval prep takes at most "
+                f"{VCC_CELLS:,}: give fewer, controls too"
+            )
+        labels = set(file.obs(kwargs.pert_col))
+        taken = kwargs.pert_col != VCC_COLUMN and VCC_COLUMN in file.obs_columns
+    if kwargs.control_pert not in labels:
+        raise UserError(
+            f"--vcc: {source}: no cell in obs '{kwargs.pert_col}' is the control "
+            f"'{kwargs.control_pert}', and cell-eval prep needs some"
+        )
+    if taken:
+        raise UserError(
+            f"--vcc: {source}: '{kwargs.pert_col}' is to be named '{VCC_COLUMN}', but obs has "
+            "such a column already: rename or drop it"
+        )
+    if kwargs.control_pert != VCC_CONTROL and VCC_CONTROL in labels:
+        raise UserError(
+            f"--vcc: {source}: the control '{kwargs.control_pert}' is to be named "
+            f"'{VCC_CONTROL}', but a perturbation has that name: rename it"
+        )
+
+
+def write_vcc(source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]) -> str:
+    """As `write_predicted`, sparse and with the names prep expects, and `OUT.genes.csv`.
+
+    Returns the prep command. Raises UserError where a value is not a log1p value for prep.
+    """
+    import numpy as np
+    from scipy import sparse
+
+    from sesttune.config.load import from_dict
+
+    highest = float(expression.max())
+    if highest >= VCC_LOG1P:
+        raise UserError(
+            f"--vcc: predictions go up to {highest:.4g}, cell-eval prep takes log1p values below "
+            f"{VCC_LOG1P:g}: train with a smaller data.kwargs.target_sum"
+        )
+    predicted = _with_obs_of(source, about)
+    starts = range(0, len(expression), BLOCK_ROWS)
+    rows = [sparse.csr_matrix(expression[start : start + BLOCK_ROWS]) for start in starts]
+    predicted.X = sparse.vstack(rows, format="csr", dtype=np.float32)
+    _rename(predicted, from_dict(about["config"]).data.kwargs)
+    genes = output.with_suffix(".genes.csv")
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([gene] for gene in predicted.var_names)
+    _write(predicted, output)
+    write_text(genes, lines.getvalue())
+    return shlex.join(["cell-eval", "prep", "-i", str(output), "-g", str(genes)])
+
+
+def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
+    predicted.obs = predicted.obs.rename(columns={kwargs.pert_col: VCC_COLUMN})
+    if kwargs.control_pert != VCC_CONTROL:
+        labels = predicted.obs[VCC_COLUMN].astype(str)
+        named = labels.replace({kwargs.control_pert: VCC_CONTROL})
+        predicted.obs[VCC_COLUMN] = named.astype("category")
+
+
+def _with_obs_of(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
+    """obs and var of `source`, of the model's genes, without X."""
+    import anndata
+
+    kept = anndata.read_h5ad(source)[:, about["genes"]]
+    predicted = anndata.AnnData(obs=kept.obs.copy(), var=kept.var.copy())
+    predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
+    return predicted
+
+
+def _write(predicted: "anndata.AnnData", output: Path) -> None:
+    try:
+        with replacing(output) as draft:
+            predicted.write_h5ad(draft)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write it ({error})") from None

@@ -1,0 +1,133 @@
+"""What `predict --vcc` writes, as the real `cell-eval prep` takes it."""
+
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from sesttune import predicted_file
+from sesttune.config.load import load_config, to_dict
+from sesttune.errors import UserError
+from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
+
+GENES = ["B", "A,1", "C"]
+LABELS = ["safe", "P0", "P1", "P0", "safe"]
+OTHER_NAMES = {"data.kwargs.pert_col": "gene", "data.kwargs.control_pert": "safe"}
+EXPRESSION = np.array(
+    [[0, 0.5, 2.25], [1e-30, 0, 3.125], [0, 0, 0], [7.1, 14.9, 0], [0.1, 0, 0]], np.float32
+)
+
+
+def about(**settings: object) -> dict[str, Any]:
+    config = load_config(base=settings)
+    return {
+        "config": to_dict(config),
+        "genes": GENES,
+        "encoder": {"label": "tiny encoder"},
+        "step": 7,
+    }
+
+
+def cells(path: Path, labels: list[str], column: str = "gene", **more: object) -> Path:
+    """Cells with more genes than the model's, in another order."""
+    obs = pd.DataFrame({column: pd.Categorical(labels), "depth": np.arange(len(labels)), **more})
+    obs.index = pd.Index([f"cell{i}" for i in range(len(labels))])
+    var = pd.DataFrame({"id": ["3", "0", "1", "2"]}, index=["C", "extra", "A,1", "B"])
+    anndata.AnnData(np.ones((len(labels), 4), np.float32), obs, var).write_h5ad(path)
+    return path
+
+
+def test_an_entry_is_sparse_and_named_as_prep_expects_without_a_changed_value(
+    tmp_path: Path,
+) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    command = write_vcc(source, tmp_path / "o.h5ad", EXPRESSION, about(**OTHER_NAMES))
+    assert shlex.split(command) == [
+        *("cell-eval", "prep", "-i", str(tmp_path / "o.h5ad")),
+        *("-g", str(tmp_path / "o.genes.csv")),
+    ]
+    assert pd.read_csv(tmp_path / "o.genes.csv", header=None)[0].to_list() == GENES
+    found = anndata.read_h5ad(tmp_path / "o.h5ad")
+    assert isinstance(found.X, sparse.csr_matrix)
+    assert found.X.dtype == np.float32
+    assert np.array_equal(found.X.toarray(), EXPRESSION)
+    assert found.X.nnz == np.count_nonzero(EXPRESSION)
+    assert found.var_names.to_list() == GENES
+    assert found.var["id"].to_list() == ["2", "1", "3"]
+    assert found.obs.columns.to_list() == ["target_gene", "depth"]
+    expected = [label.replace("safe", "non-targeting") for label in LABELS]
+    assert found.obs["target_gene"].to_list() == expected
+    assert found.uns["sesttune"]["encoder"] == "tiny encoder"
+
+
+def test_without_vcc_obs_and_var_are_the_inputs(tmp_path: Path) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    write_predicted(source, tmp_path / "o.h5ad", EXPRESSION, about(**OTHER_NAMES))
+    found, given = anndata.read_h5ad(tmp_path / "o.h5ad"), anndata.read_h5ad(source)
+    assert found.obs.equals(given.obs)
+    assert found.var.equals(given.var.loc[GENES])
+    assert np.array_equal(found.X, EXPRESSION)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "o.h5ad"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "settings", "message"),
+    [
+        (["P0", "P1"], {}, {}, "no cell in obs 'gene' is the control 'non-targeting'"),
+        (["safe"] * 6, {}, OTHER_NAMES, "has 6 cells, cell-eval prep takes at most 5"),
+        (["safe", "P0"], {"target_gene": "x"}, OTHER_NAMES, "obs has such a column already"),
+        (["safe", "non-targeting"], {}, OTHER_NAMES, "but a perturbation has that name"),
+    ],
+)
+def test_what_prep_would_refuse_is_refused_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list[str],
+    more: dict[str, object],
+    settings: dict[str, object],
+    message: str,
+) -> None:
+    monkeypatch.setattr(predicted_file, "VCC_CELLS", 5)
+    source = cells(tmp_path / "in.h5ad", labels, **more)
+    kwargs = load_config(base={"data.kwargs.pert_col": "gene", **settings}).data.kwargs
+    with pytest.raises(UserError, match=message):
+        check_vcc(source, kwargs)
+
+
+def test_values_too_large_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    with pytest.raises(UserError, match="predictions go up to 15, cell-eval prep takes log1p"):
+        write_vcc(source, tmp_path / "o.h5ad", EXPRESSION + np.float32(0.1), about(**OTHER_NAMES))
+    assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("cell_eval") is None, reason="cell-eval (extra `eval`) is missing"
+)
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="cell-eval prep needs zstd")
+@pytest.mark.parametrize("settings", [OTHER_NAMES, {}])
+def test_the_real_prep_takes_it_as_it_is(tmp_path: Path, settings: dict[str, object]) -> None:
+    kwargs = load_config(base=settings).data.kwargs
+    labels = [kwargs.control_pert if label == "safe" else label for label in LABELS]
+    source = cells(tmp_path / "in.h5ad", labels, kwargs.pert_col)
+    check_vcc(source, kwargs)
+    command = write_vcc(source, tmp_path / "o.h5ad", EXPRESSION, about(**settings))
+    call = [sys.executable, "-m", "cell_eval", *shlex.split(command)[1:]]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.unpack_archive(tmp_path / "o.prep.vcc", tmp_path, "tar")
+    subprocess.run(["zstd", "-q", "-d", str(tmp_path / "pred.h5ad.zst")], check=True)
+    packed = anndata.read_h5ad(tmp_path / "pred.h5ad")
+    assert np.array_equal(packed.X.toarray(), EXPRESSION), "prep took it for log1p values"
+    assert packed.var_names.to_list() == GENES
+    expected = [label.replace("safe", "non-targeting") for label in LABELS]
+    assert packed.obs["target_gene"].to_list() == expected
