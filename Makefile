@@ -13,8 +13,8 @@ BIN := .venv/bin
 sweep: .venv/.installed   ## the demo, or: make sweep ARGS='data.kwargs.toml_config_path=… …'
 	$(BIN)/python -m sesttune.sweep $(ARGS)
 
-test: .venv/.installed
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.installed   ## half of a test's time is waiting for servers, so two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

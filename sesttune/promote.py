@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         "--split", choices=("test", "val"), help="held-out data; default: test where there is one"
     )
     parser.add_argument("--force", metavar="REASON", help="promote all the same, and record why")
+    parser.add_argument(
+        "--export-state", type=Path, metavar="DIR", help="also a folder for `state tx infer`"
+    )
     parser.add_argument("--rollback", action="store_true", help="back to the former champion")
     parser.add_argument("--list", action="store_true", help="every registered version")
     parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
@@ -45,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("name one of --sweep NAME, --rollback, --list")
     if args.force is not None and not args.force.strip():
         raise UserError('--force needs a reason, e.g. --force "the old one saw the test data"')
+    if args.export_state is not None and (args.sweep is None or args.export_state.exists()):
+        raise UserError(f"--export-state {args.export_state} must be new, and goes with --sweep")
     console = open_console()
     if args.sweep is not None:
         return _promote(args, console)
@@ -56,11 +61,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _promote(args: argparse.Namespace, console: "Console") -> int:
+    from safetensors.numpy import load_file
+
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
+    from sesttune.model.state_export import export_state, infer_command
     from sesttune.run_setup import open_run, prepared_data
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
-    from sesttune.tracking.registry import log_held_out, register, write_model
+    from sesttune.tracking.registry import FEATURES_FILE, log_held_out, register, write_model
     from sesttune.tracking.store import tracking_uri
     from sesttune.tracking.sync import RunTracker
 
@@ -97,7 +105,10 @@ def _promote(args: argparse.Namespace, console: "Console") -> int:
     with tempfile.TemporaryDirectory() as folder:
         about = write_model(Path(folder), candidate.head, candidate.about, data)
         version = register(run_id, Path(folder), about, tags, uri)
-    move_alias(uri, args.alias, version)
+        move_alias(uri, args.alias, version)
+        if args.export_state is not None:
+            features = load_file(Path(folder) / FEATURES_FILE)
+            export_state(args.export_state, candidate.head, about, features)
     console.print(
         f"registered {MODEL_NAME} version {version} as '{args.alias}' ({candidate.label})\n"
         f"use it: {program()} predict --model models:/{MODEL_NAME}@{args.alias} "
@@ -105,6 +116,9 @@ def _promote(args: argparse.Namespace, console: "Console") -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if args.export_state is not None:
+        infer = infer_command(args.export_state, about)
+        console.print(f"or:     {infer}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -114,7 +114,10 @@ def test_list_shows_every_version(outputs: Path, capsys: pytest.CaptureFixture[s
 def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
     outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(outputs, "--sweep", GOOD, "--step", "20", "--alias", "early") == 0
+    more = ("--step", "20", "--alias", "early", "--export-state", str(outputs / "state"))
+    assert call(outputs, "--sweep", GOOD, *more) == 0
+    assert (outputs / "state" / "checkpoints" / "final.ckpt").is_file()
+    assert f"state tx infer --model-dir {outputs}/state" in capsys.readouterr().out
     early = serving(uri, "early")
     assert early is not None
     assert early.tags["step"] == "20"
@@ -131,6 +134,7 @@ def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
         (["--sweep", GOOD, "--trial", "099"], "no trial '099' in good; there are: 001"),
         ([], "name one of --sweep NAME, --rollback, --list"),
         (["--sweep", GOOD, "--force", " "], "--force needs a reason"),
+        (["--sweep", GOOD, "--export-state", "."], "--export-state . must be new"),
         (["--rollback", "--alias", "nobody"], "is called 'nobody': nothing to roll back"),
     ],
 )
