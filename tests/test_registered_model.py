@@ -3,32 +3,34 @@
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.mlflow_server import MlflowServer
 from helpers.trained_runs import POOR, run_training, write_settings
 
+import sesttune
 from sesttune import promote
 
 CHAMPION = "models:/se-st@champion"
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With one registered model."""
-    settings = write_settings(tmp_path_factory.mktemp("trained"))
-    run_training(settings, POOR, ["training.max_steps=1", "training.val_check_interval=1"])
-    outputs = settings.parent / "outputs"
-    assert promote.main(["--sweep", POOR, "--output-dir", str(outputs)]) == 0
-    return outputs
-
-
-@pytest.fixture
-def uri(outputs: Path) -> str:
-    return f"sqlite:///{outputs}/mlflow.db"
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server that holds one registered model."""
+    folder = tmp_path_factory.mktemp("trained")
+    server = MlflowServer(folder)
+    server.start()
+    settings = write_settings(folder)
+    short = ["training.max_steps=1", "training.val_check_interval=1"]
+    run_training(settings, POOR, [*short, f"tracking.uri={server.uri}"])
+    assert promote.main(["--sweep", POOR, "--output-dir", f"{folder}/outputs"]) == 0
+    yield server.uri
+    server.kill()
 
 
 LOAD = """
@@ -47,21 +49,20 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/se-st@champion")
 example = model.input_example
 import sesttune.model.st_head
-print(model.predict(example).shape, "outputs" in sesttune.__file__ or "tmp" in sesttune.__file__)
+print(model.predict(example).shape, sesttune.__file__)
 """
 
 
-def test_the_registered_model_runs_without_sesttune(outputs: Path, uri: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, uri], capture_output=True, text=True, cwd=outputs
-    )
+def test_the_registered_model_runs_without_sesttune(uri: str, tmp_path: Path) -> None:
+    script = [sys.executable, "-c", LOAD, uri]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].endswith("(2, 60) True")
+    shape, _, where = done.stdout.splitlines()[-1].rpartition(" ")
+    assert shape == "(2, 60)"
+    assert not where.startswith(str(Path(sesttune.__file__).parent)), "its own copy, not this one"
 
 
-def test_the_model_names_its_requirements_and_takes_the_declared_input(
-    outputs: Path, uri: str
-) -> None:
+def test_the_model_names_its_requirements_and_takes_the_declared_input(uri: str) -> None:
     mlflow.set_tracking_uri(uri)
     info = mlflow.models.get_model_info("models:/se-st@champion")
     inputs = {column.name: str(column.type) for column in info.signature.inputs}
@@ -88,7 +89,7 @@ print(float(model.predict(model.input_example).sum()))
 
 
 @pytest.mark.slow
-def test_its_requirements_are_all_it_needs(outputs: Path, uri: str, tmp_path: Path) -> None:
+def test_its_requirements_are_all_it_needs(uri: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(uri)
     needs = Path(mlflow.pyfunc.get_model_dependencies(CHAMPION))
     venv.create(tmp_path / "clean", with_pip=True)
