@@ -18,6 +18,7 @@ COMMANDS = {
     "promote": "register a sweep's best model in MLflow",
     "predict": "predict perturbed cells with a registered model",
     "export": "a registered model as a run folder of the public `state tx infer`",
+    "reproduce": "what made a registered version; makes it again",
     "ui": "browse the results in MLflow",
     "cache": "list, verify or prune cell stores and embeddings",
     "demo": "write the bundled demo data",
@@ -48,7 +49,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:8} {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:9} {purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
         [
             "usage: sesttune COMMAND [options] [key=value ...]",

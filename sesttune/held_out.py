@@ -82,9 +82,11 @@ def chosen_trial(run: "Run", trial: str | None) -> "TrialRecord":
 
 def trial_model(run: "Run", record: "TrialRecord", step: int | None, data: "TrialData") -> Model:
     """The head that a trial trained, at its best or at `step`."""
+    from sesttune.tracking.provenance import provenance
     from sesttune.training.trained_head import trained_head
 
     head, about = trained_head(record, data, step)
+    about |= provenance(record)
     return Model(f"{run.folder.name}/{record.id} at step {about['step']:,}", head, about)
 
 

@@ -8,11 +8,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from sesttune.command import add_config_arguments, named, open_console, read_config, run
 from sesttune.errors import UserError
+
+if TYPE_CHECKING:
+    from sesttune.run_setup import Run
 
 TRIAL_ID = "001"
 
@@ -25,21 +29,26 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     console = open_console()
     config = read_config(args)
-    from sesttune.run_setup import Run, ensure_data, open_run, prepare_run
-    from sesttune.training.records import TrialRecord, trial_folder, write_trial
-    from sesttune.training.trial import run_trial
+    from sesttune.run_setup import ensure_data, open_run, prepare_run
 
     if args.resume is not None:
         known = open_run(config.output_dir, args.resume)
         if known.space is not None:
             raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")
-        training: Run = ensure_data(known, console)
+        training = ensure_data(known, console)
     else:
         training = prepare_run(named(config, "train"), None, console)
+    return train(training, console)
+
+
+def train(training: "Run", console: Console) -> int:
+    """Run, or continue, the one training of a prepared run folder; returns the exit code."""
     from sesttune.result import show_result, write_result
     from sesttune.search.outcome import read_outcome
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
+    from sesttune.training.records import TrialRecord, trial_folder, write_trial
+    from sesttune.training.trial import run_trial
 
     config, folder = training.config, training.folder
     where = trial_folder(folder, TRIAL_ID)

@@ -7,6 +7,7 @@ never a silently ignored setting.
 """
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -53,6 +54,16 @@ def parse_override(text: str) -> tuple[str, object]:
         return key, _yaml_value(value)
     except Exception as error:  # yaml and omegaconf raise unrelated families
         raise UserError(f"{key}: cannot read the value '{value}' ({_first_line(error)})") from None
+
+
+def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
+    """`key=value` for every setting that is not the default, and for `always`."""
+    settings, defaults = _flatten(to_dict(config)), _flatten(to_dict(Config()))
+    return [
+        f"{key}={_as_yaml(value)}"
+        for key, value in settings.items()
+        if key in always or value != defaults[key]
+    ]
 
 
 def with_point(config: Config, point: Mapping[str, object]) -> Config:
@@ -147,6 +158,17 @@ def _yaml_value(text: str) -> object:
     # The YAML reader of OmegaConf, so that 1e-4 is a float and null is None.
     parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
     return cast(dict[str, object], parsed)["value"]
+
+
+def _as_yaml(value: object) -> str:
+    """`value` so that `_yaml_value` reads the same; text is quoted only where it must be."""
+    if isinstance(value, str):
+        try:
+            if _yaml_value(value) == value:
+                return value
+        except Exception:  # yaml and omegaconf raise unrelated families
+            pass
+    return json.dumps(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from sesttune.config.schema import Config
 from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
 from sesttune.training.callbacks import Report
+from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
 from sesttune.training.host_memory import keep_freed_memory
 from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
@@ -69,6 +70,7 @@ def run_trial(
     share = min(1.0, config.sweep.gpu_share)
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
     note_facts(folder, data=reader.description)
+    note_environment(folder, device)
     micro = MicroBatch(config.training.batch_size, config.training.accumulate_grad_batches)
     if known is not None and "micro_batch" in known.facts:  # it ran out of memory before
         whole = micro.sets * micro.accumulate

@@ -8,6 +8,7 @@ from sesttune.config.load import (
     known_keys,
     load_config,
     to_dict,
+    to_overrides,
     to_yaml,
     with_point,
 )
@@ -151,3 +152,21 @@ def test_every_known_key_passes_its_own_check() -> None:
     for key in known_keys():
         check_key(key)
     assert len(known_keys()) > 40
+
+
+def test_overrides_of_a_config_give_it_again() -> None:
+    settings = {
+        "training.lr": 1e-5,
+        "training.ema_decay": 0.999,
+        "training.early_stopping": False,
+        "model.kwargs.pert_dim": None,
+        "model.checkpoint": "a: b # c",
+        "data.kwargs.embed_key": "null",
+        "data.kwargs.control_pert": "[('DMSO', 0.0)]",
+        "sweep.extend_to": [50, 60],
+        "name": "001",
+    }
+    config = load_config(base=settings)
+    overrides = to_overrides(config, ["training.replicate"])
+    assert {text.partition("=")[0] for text in overrides} == {*settings, "training.replicate"}
+    assert load_config(overrides) == config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-from helpers.tiny_data import write_tiny
+from helpers.tiny_data import TinyData, write_tiny
 
 from sesttune import train
 
@@ -13,16 +13,22 @@ EMBED_KEY = "X_tiny"
 GOOD, POOR = "good", "poor"
 
 
-def write_settings(folder: Path) -> Path:
-    """Tiny data whose files hold embeddings, and a YAML file of settings that uses them."""
-    from omegaconf import OmegaConf
-
+def write_embedded(folder: Path) -> TinyData:
+    """Tiny data whose files hold embeddings in `obsm[EMBED_KEY]`."""
     tiny = write_tiny(folder)
     for path in tiny.files.values():
         cells = anndata.read_h5ad(path)
         logged = np.log1p(cells.X.toarray()[:, :6]) + 0.1
         cells.obsm[EMBED_KEY] = logged.astype(np.float32)
         cells.write_h5ad(path)
+    return tiny
+
+
+def write_settings(folder: Path) -> Path:
+    """A YAML file of settings that use `write_embedded`'s files."""
+    from omegaconf import OmegaConf
+
+    tiny = write_embedded(folder)
     settings = tiny.settings(**{"data.kwargs.embed_key": EMBED_KEY})
     settings["output_dir"] = str(folder / "outputs")
     # By name: `mlflow.set_tracking_uri` of an earlier test may still be in the environment.
