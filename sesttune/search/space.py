@@ -84,6 +84,11 @@ class Parameter:
             return tuple(round(self.low + k * self.quantum, 12) for k in range(steps + 1))
         return None
 
+    def takes(self, value: Any) -> bool:
+        """Whether it can have this value."""
+        grid = self.grid()
+        return bool(self.low <= value <= self.high) if grid is None else value in grid
+
     def extremes(self) -> tuple[Any, ...]:
         """Values that must be acceptable settings, the ends of the range among them."""
         grid = self.grid()
@@ -120,6 +125,10 @@ class SearchSpace:
     def allows(self, point: Point) -> bool:
         """Whether no constraint forbids a point."""
         return all(c.holds({**self.fixed, **point}) for c in self.constraints)
+
+    def holds(self, point: Point) -> bool:
+        """Whether every value of a point is one of its key's, whatever constraints say."""
+        return all(self.parameters[k].takes(v) for k, v in point.items() if k in self.parameters)
 
     def without(self, keys: Sequence[str]) -> "SearchSpace":
         """The space with `keys` taken out (fixed elsewhere); UserError if nothing remains.

@@ -17,7 +17,7 @@ from sesttune.errors import UserError
 from sesttune.search.recorded import read_schedule
 from sesttune.search.schedule import observed
 from sesttune.search.searcher import Observed
-from sesttune.search.space import Parameter, SearchSpace
+from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
 from sesttune.training.records import LAST, TrialRecord, list_trials
 
@@ -61,7 +61,7 @@ def read_earlier(
         trial = _state(f"{name}/{record.id}", record, point, effective.training.max_steps)
         for line in lines:
             trial.take(int(line["step"]), line["best_val_loss"])
-        if _inside(space, point):
+        if space.holds(point):
             learnt.append(observed(trial))
         same = _training(with_point(config, point)) == _training(effective)
         if same and (record.checkpoints / LAST).exists():
@@ -125,15 +125,6 @@ def _point(space: SearchSpace, config: Config) -> dict[str, Any]:
         if parameter.active(point):
             point[key] = _value(config, key)
     return point
-
-
-def _inside(space: SearchSpace, point: dict[str, Any]) -> bool:
-    return all(_allows(space.parameters[key], value) for key, value in point.items())
-
-
-def _allows(parameter: Parameter, value: Any) -> bool:
-    grid = parameter.grid()
-    return parameter.low <= value <= parameter.high if grid is None else value in grid
 
 
 def _value(config: Config, key: str) -> Any:
