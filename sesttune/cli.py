@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "one training; se-st-train is the same",
     "encode": "SE embeddings of an h5ad file",
     "compare": "two sweeps side by side",
+    "report": "a sweep's report: one HTML page and figures",
     "evaluate": "score a model on held-out data, beside the means",
     "promote": "register a sweep's best model in MLflow",
     "predict": "predict perturbed cells with a registered model",

@@ -18,6 +18,10 @@ from sesttune.search.outcome import Row, SweepOutcome
 from sesttune.tracking.describe import SHORT
 from sesttune.training.records import list_trials
 
+REPORT, PLOTS = "report.html", "plots"
+NUMBERS = ("val_loss", "step", "mean ± sd")
+"""Columns of the leaderboard that stand to the right."""
+
 
 def write_result(folder: Path, outcome: SweepOutcome) -> None:
     """Leave `result.json`, which tells MLflow that the run has ended."""
@@ -34,35 +38,42 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
 def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     """Leaderboard, baselines, verdict, and the commands that come next."""
     console.print(_table(run.folder.name, outcome))
-    about = json.loads((run.folder / DATA).read_text())
-    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
-    where = run.config.output_dir
-    lines = [
-        f"baselines: {listed}",
-        f"verdict:   {outcome.verdict or 'no result'}: {outcome.evidence}",
-        *([f"remedy:    {outcome.remedy}"] if outcome.remedy else []),
-        *([f"finals:    {outcome.difference}"] if outcome.difference else []),
-        *_how_trials_ran(run.folder),
-        *([f"plan:      {off}"] if (off := against_plan(run.folder)) else []),
-        f"browse:    {program()} ui output_dir={where}",
-    ]
-    failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
-    if failed:
-        lines.insert(
-            0,
-            f"failed:    {len(failed)} of {len(outcome.leaderboard)} trials, the first with "
-            f"{failed[0]['ended_by']}; {program()} sweep --resume {run.folder.name} "
-            f"output_dir={where} tries them again",
-        )
-    if outcome.best is not None:
-        lines.append(
-            f"promote:   {program()} promote --sweep {run.folder.name} --output-dir {where}"
-        )
+    lines = [f"{name + ':':<11}{text}" for name, text in closing_lines(run, outcome)]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def _table(name: str, outcome: SweepOutcome) -> Table:
-    rows = _rows(outcome)
+def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
+    """What a person reads at the end, as pairs of a name and a text."""
+    about = json.loads((run.folder / DATA).read_text())
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
+    where = run.config.output_dir
+    report = run.folder / REPORT
+    lines = [
+        ("baselines", listed),
+        ("verdict", f"{outcome.verdict or 'no result'}: {outcome.evidence}"),
+        *([("remedy", outcome.remedy)] if outcome.remedy else []),
+        *([("finals", outcome.difference)] if outcome.difference else []),
+        *_how_trials_ran(run.folder),
+        *([("plan", off)] if (off := against_plan(run.folder)) else []),
+        *([("report", str(report))] if report.exists() else []),
+        ("browse", f"{program()} ui output_dir={where}"),
+    ]
+    failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
+    if failed:
+        told = (
+            f"{len(failed)} of {len(outcome.leaderboard)} trials, the first with "
+            f"{failed[0]['ended_by']}; {program()} sweep --resume {run.folder.name} "
+            f"output_dir={where} tries them again"
+        )
+        lines.insert(0, ("failed", told))
+    if outcome.best is not None:
+        command = f"{program()} promote --sweep {run.folder.name} --output-dir {where}"
+        lines.append(("promote", command))
+    return lines
+
+
+def board_cells(outcome: SweepOutcome) -> tuple[list[str], list[list[str]]]:
+    """The leaderboard as text: names of its columns, and a row a trial."""
     columns = [
         "trial",
         "val_loss",
@@ -74,13 +85,8 @@ def _table(name: str, outcome: SweepOutcome) -> Table:
     ]
     if not outcome.finals:
         columns.remove("mean ± sd")
-    table = Table(title=f"leaderboard of {name}", title_justify="left", box=SIMPLE_HEAD)
-    for column in columns:
-        right = column in ("val_loss", "step", "mean ± sd")
-        table.add_column(
-            column, justify="right" if right else "left", no_wrap=column != "parameters"
-        )
-    for row in rows:
+    shown = []
+    for row in _rows(outcome):
         loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
         mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
         cells = {
@@ -92,11 +98,24 @@ def _table(name: str, outcome: SweepOutcome) -> Table:
             "ended by": row["ended_by"],
             "parameters": row["parameters"],
         }
-        table.add_row(*(cells[column] for column in columns))
+        shown.append([cells[column] for column in columns])
+    return columns, shown
+
+
+def _table(name: str, outcome: SweepOutcome) -> Table:
+    columns, rows = board_cells(outcome)
+    table = Table(title=f"leaderboard of {name}", title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        right = column in NUMBERS
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=column != "parameters"
+        )
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _how_trials_ran(folder: Path) -> list[str]:
+def _how_trials_ran(folder: Path) -> list[tuple[str, str]]:
     """Start-up, where the data lay, and batches that had to be made smaller."""
     records = [record for record in list_trials(folder) if "data" in record.facts]
     if not records:
@@ -104,13 +123,14 @@ def _how_trials_ran(folder: Path) -> list[str]:
     last = [lines[-1] for record in records if (lines := record.metrics())]
     started = [s for line in last if math.isfinite(s := line.get("startup_s", math.nan))]
     start = f"first step after {statistics.median(started):.1f} s (median), " if started else ""
-    told = [f"trials:    {start}{records[-1].facts['data']}"]
+    told = [("trials", f"{start}{records[-1].facts['data']}")]
     small = [record for record in records if "micro_batch" in record.facts]
     if small:
-        told.append(
-            f"memory:    short in {len(small)} trials, which took fewer cell sets a pass and "
+        text = (
+            f"short in {len(small)} trials, which took fewer cell sets a pass and "
             "more passes a step; results are the same"
         )
+        told.append(("memory", text))
     return told
 
 

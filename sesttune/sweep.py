@@ -125,6 +125,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> int:
+    from sesttune.report import try_report
     from sesttune.result import show_result, write_result
     from sesttune.search.driver import run_sweep
     from sesttune.search.live import LiveTable
@@ -146,6 +147,7 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
             again = f"{program()} sweep --resume {folder.name} output_dir={config.output_dir}"
             console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
             raise
+        try_report(sweep, outcome)  # before the result, with which MLflow gets what is there
         write_result(folder, outcome)
     show_result(sweep, outcome, console)
     return 1 if outcome.best is None else 0

@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
         "for name in COMMANDS:\n"
         "    try: _dispatch([name, '--help'])\n"
         "    except SystemExit: pass\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'lightning', 'anndata', 'matplotlib'}\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'lightning', 'anndata', 'matplotlib', 'optuna'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -76,7 +76,10 @@ def test_mlflow_holds_every_trial_metric_and_checkpoint(folder: Path, output: st
     children = {r.data.tags["trial"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
     assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
     assert {r.info.status for r in runs} == {"FINISHED"}
-    assert "leaderboard.csv" in {a.path for a in store.list_artifacts(parent.info.run_id)}
+    kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
+    assert {"leaderboard.csv", "report.html", "plots"} <= kept
+    assert len(store.list_artifacts(parent.info.run_id, "plots")) == 6
+    assert f"report:    {run}/report.html" in output
     assert "demo-encoder (random weights)" in parent.data.tags["mlflow.note.content"]
     for record in list_trials(run):
         child = children[record.id]

@@ -117,9 +117,11 @@ class RunTracker:
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
         self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
-        for name in ("sweep.yaml", "packing.json"):
+        for name in ("sweep.yaml", "packing.json", "report.html"):
             if (self.folder / name).is_file():
                 self._client.log_artifact(parent, str(self.folder / name))
+        if (self.folder / "plots").is_dir():
+            self._client.log_artifacts(parent, str(self.folder / "plots"), "plots")
         if board and board[0]["best_val_loss"] is not None:
             top = board[0]
             best = {"step": top["best_step"], "time": 0.0, "best_val_loss": top["best_val_loss"]}

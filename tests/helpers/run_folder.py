@@ -3,11 +3,14 @@
 import json
 import math
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
+from sesttune.config.load import load_config, to_dict
 from sesttune.model.head_checkpoint import save_checkpoint
 from sesttune.training.records import (
     TrialRecord,
@@ -49,6 +52,10 @@ def line(step: int, start: float = 1_700_000_000.0) -> dict[str, float]:
         "best_step": step,
         "lr": 1e-4,
         "steps_per_s": 10.0,
+        "data_wait_frac": 0.25,
+        "gpu_mem_gib": 0.0,
+        "startup_s": 2.0,
+        "elapsed_s": float(step),
         "max_steps": 100,
     }
 
@@ -66,6 +73,46 @@ def finish(folder: Path, trial: str, status: str = "done", reason: str = "max_st
     save_checkpoint(where / "checkpoints" / "best.ckpt", {"model": {"w": torch.ones(3)}})
     (where / "config.yaml").write_text("training: {}\n")
     update_trial(where, status, reason)
+
+
+def write_sweep(folder: Path, space: Mapping[str, Any] | None, *settings: str) -> Path:
+    """A run folder without trials, with its settings; `space` None is a single training."""
+    write_run(folder, trials=0)
+    config = to_dict(load_config([f"output_dir={folder.parent}", f"name={folder.name}", *settings]))
+    content = {"command": "sesttune sweep", "space": space, "config": config}
+    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+    return folder
+
+
+def write_curve(
+    folder: Path,
+    name: str,
+    params: Mapping[str, Any],
+    losses: Sequence[float],
+    reason: str | None = "max_steps",
+    *,
+    every: int = 100,
+    start: float = 1_700_000_000.0,
+    schedule: Mapping[str, Any] | None = None,
+    **more: float,
+) -> None:
+    """A trial with a validation each `every` steps: 10 steps/s, then a second to validate.
+
+    It ends for `reason`; None is still running. `more`: fields of every line.
+    """
+    where = trial_folder(folder, name)
+    status = {None: "running", "max_steps": "done"}.get(reason, "stopped")
+    write_trial(TrialRecord(name, where, dict(params), status, reason))
+    (where / "schedule.json").write_text(json.dumps(dict(schedule or {})))
+    best, best_step = math.inf, 0
+    for number, loss in enumerate(losses):
+        if loss < best:
+            best, best_step = loss, number * every
+        elapsed = number * (every / 10 + 1.0)
+        told = {"val_loss": loss, "best_val_loss": best, "best_step": best_step}
+        told |= {"elapsed_s": elapsed, "time": start + elapsed}
+        told |= {"steps_per_s": 10.0 if number else 0.0}
+        append_metrics(where, {**line(number * every), **told, **more})
 
 
 def write_result(folder: Path) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     finish(folder, "001")
     finish(folder, "002", "stopped", "asha: rung 4")
     finish(folder, "003", "failed", "nan")
+    (folder / "report.html").write_text("<p>")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "curves.png").write_bytes(b"png")
     write_result(folder)
     tracker.sync()
     found = runs(uri, str(tmp_path))
@@ -84,6 +87,10 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
         "best.ckpt",
         "config.yaml",
     }
+    kept = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "plots", "leaderboard.csv"} <= kept
+    [plot] = client.list_artifacts(parent.info.run_id, "plots")
+    assert plot.path == "plots/curves.png"
     assert parent.data.tags["verdict"] == "done"
     assert parent.data.metrics["baseline_controls"] == 3.5
     assert parent.data.metrics["best_val_loss"] == 0.5
