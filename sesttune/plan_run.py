@@ -17,9 +17,9 @@ from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.live import duration
 from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, slots
-from sesttune.search.recorded import folder_of, read_schedule
+from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.space import SearchSpace
-from sesttune.training.records import list_trials, read_metrics
+from sesttune.training.records import list_trials
 
 PLAN = "plan.json"
 
@@ -76,17 +76,10 @@ def trained_steps(folder: Path) -> int:
     """Optimizer steps that a sweep has made: none twice, and none of an earlier sweep's."""
     made = 0
     for record in list_trials(folder):
-        kept = read_schedule(record.folder)
-        if not kept.get("shares"):
-            made += _last_step(record.folder)
-            source = kept.get("continues", "")
-            made -= _last_step(folder_of(folder, source)) if "/" in source else 0
+        lines = record.metrics()
+        if lines and not read_schedule(record.folder).get("shares"):
+            made += int(lines[-1]["step"]) - max(0, trained_before(folder, record.id))
     return made
-
-
-def _last_step(trial: Path) -> int:
-    lines = read_metrics(trial)
-    return int(lines[-1]["step"]) if lines else 0
 
 
 def _machine(config: Config) -> Slots:

@@ -19,7 +19,7 @@ from sesttune.run_setup import DATA, Run
 from sesttune.search.importance import Importance, importance
 from sesttune.search.outcome import SweepOutcome
 from sesttune.search.packing import PACKING
-from sesttune.search.recorded import folder_of, read_schedule
+from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.rules import rules_of
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY
@@ -40,7 +40,7 @@ from sesttune.tracking.report_values import (
     Trial,
 )
 from sesttune.tracking.report_values import PATIENCE as SPENT_PATIENCE
-from sesttune.training.records import TrialRecord, list_trials, read_metrics
+from sesttune.training.records import TrialRecord, list_trials
 from sesttune.training.time_spent import Interval, Line, intervals
 
 _LARGEST_GRID = 100_000
@@ -121,15 +121,11 @@ def own_lines(record: TrialRecord, run: Run) -> list[Made]:
 
     None of a trial that shares another's training, and none of an earlier sweep.
     """
-    kept = read_schedule(record.folder)
-    if kept.get("shares"):
+    if read_schedule(record.folder).get("shares"):
         return []
-    lines = record.metrics()
-    source = kept.get("continues") or ""
-    before = read_metrics(folder_of(run.folder, source)) if "/" in source else []
-    first = before[-1]["step"] if before else -1
+    lines, before = record.metrics(), trained_before(run.folder, record.id)
     pairs = zip(lines, intervals(lines), strict=True)
-    return [(line, spent) for line, spent in pairs if line["step"] > first]
+    return [(line, spent) for line, spent in pairs if line["step"] > before]
 
 
 def _time_spent(own: Sequence[Made]) -> TimeSpent | None:
@@ -191,18 +187,18 @@ def _cost(
     """Steps really trained against those of the whole grid, in words."""
     if space is None or not trained:
         return [f"{trained:,} steps are trained."]
-    budgets, why_none = grid_budgets(space, config), ""
-    whole = f"all {len(budgets or ()):,} points of the space to their max_steps"
+    budgets = grid_budgets(space, config)
+    whole, why_none = f"all {len(budgets or ()):,} points of the space", ""
     if budgets is None:
         budgets = [_budget(trial.params, config) for trial in trials if trial.repeats is None]
-        whole = f"the {len(budgets):,} trials that were searched to their max_steps"
+        whole = f"the {len(budgets):,} trials that were searched"
         ranges = [_name(key) for key, p in space.parameters.items() if p.grid() is None]
-        endless = f"a range has no grid ({', '.join(ranges)})" if ranges else "the grid is huge"
-        why_none = f" It is these that it is compared with, for {endless}."
+        endless = f"of a range ({', '.join(ranges)})" if ranges else "that could be trained"
+        why_none = f" There is no full grid {endless}."
     full = sum(budgets)
     told = [
-        f"Trained {trained:,} steps, where {whole} would take {full:,}: {_times(full, trained)}."
-        + why_none
+        f"Trained {trained:,} steps, where {whole}, each to its max_steps, would take {full:,}: "
+        f"{_times(full, trained)}.{why_none}"
     ]
     repeats = sum(trial.steps[-1] for trial in trials if trial.repeats and trial.steps)
     if 0 < repeats < trained:

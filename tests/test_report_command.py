@@ -105,8 +105,8 @@ def test_steps_are_compared_with_the_full_grid(tmp_path: Path) -> None:
     first, second = read(write(tmp_path / "night")).cost
     # 400 + 100 + 200 + the repeat's 100; 3 x 2 points of 200 steps and as many of 400.
     assert first == (
-        "Trained 800 steps, where all 12 points of the space to their max_steps would take 3,600: "
-        "4.5 times less."
+        "Trained 800 steps, where all 12 points of the space, each to its max_steps, would take "
+        "3,600: 4.5 times less."
     )
     assert second.startswith("100 of these steps repeated the finalists")
     assert second.endswith("the search alone took 700, 5.1 times less.")
@@ -115,8 +115,8 @@ def test_steps_are_compared_with_the_full_grid(tmp_path: Path) -> None:
 def test_a_range_has_no_grid_and_is_compared_with_its_trials(tmp_path: Path) -> None:
     first, _ = read(write(tmp_path / "night", RANGE)).cost
     assert first == (
-        "Trained 800 steps, where the 4 trials that were searched to their max_steps would take "
-        "1,400: 1.8 times less. It is these that it is compared with, for a range has no grid (lr)."
+        "Trained 800 steps, where the 4 trials that were searched, each to its max_steps, would "
+        "take 1,400: 1.8 times less. There is no full grid of a range (lr)."
     )
 
 
@@ -129,12 +129,16 @@ def test_what_an_earlier_sweep_trained_costs_nothing(tmp_path: Path) -> None:
         "001",
         point(1e-4),
         [9.0, 4.0, 3.0, 2.5, 2.0],
-        schedule={"continues": "first/001"},
+        schedule={"continues": "first/001", "shares": "002"},
     )
+    # The second trial took the training over from the first, which had continued an earlier one.
+    taken = point(1e-4, steps=600)
+    losses = [9.0, 4.0, 3.0, 2.5, 2.0, 1.5]
+    write_curve(folder, "002", taken, losses, schedule={"continues": "001"})
     data = read(folder)
-    assert data.progress[-1].hours == pytest.approx(22 / 3600)
-    assert data.cost[0].startswith("Trained 200 steps, ")
-    assert data.trials[0].steps == (0, 100, 200, 300, 400)
+    assert data.progress[-1].hours == pytest.approx(33 / 3600)
+    assert data.cost[0].startswith("Trained 300 steps, ")
+    assert data.trials[0].steps == (0, 100, 200, 300, 400, 500)
 
 
 def test_the_command_leaves_a_page_and_figures_that_a_browser_shows(

@@ -82,6 +82,15 @@ def folder_of(sweep: Path, trial_id: str) -> Path:
     return trial_folder(sweep.parent / neighbour if neighbour else sweep, own)
 
 
+def trained_before(sweep: Path, trial_id: str) -> int:
+    """The last step of a trial's training that an earlier sweep has made; -1 where none has."""
+    source = trial_id
+    while source and "/" not in source:
+        source = read_schedule(folder_of(sweep, source)).get("continues") or ""
+    lines = read_metrics(folder_of(sweep, source)) if source else []
+    return int(lines[-1]["step"]) if lines else -1
+
+
 def read_states(sweep: Path, config: Config) -> list[TrialState]:
     """The trials of the sweep in `sweep` by id, their curves not yet taken in."""
     return [_state(record, config) for record in list_trials(sweep)]

@@ -69,7 +69,7 @@ def _best_so_far(data: ReportData) -> Shown:
         "not lower the line; start-up is not counted.",
         f"Best validation loss so far against {spent} {data.unit} of training.",
         lambda: best_so_far(data),
-        None if len(data.progress) > 1 else "fewer than two validations",
+        None if data.progress[1:] and data.progress[-1].hours > 0 else "fewer than two validations",
     )
 
 

@@ -25,15 +25,16 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 66rem; background: var(--grou
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid var(--line); }
 .verdict { border-left: .4rem solid var(--accent); background: var(--box); padding: .8rem 1rem; }
+.verdict h2 { margin-top: 0; border: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .6rem 0 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .92em ui-monospace, monospace; }
 .wide { overflow: auto; max-height: 34rem; }
 table { border-collapse: collapse; font-size: .88rem; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
+  white-space: nowrap; }
 th { position: sticky; top: 0; background: var(--ground); }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 0; } figcaption, .note { color: var(--soft); margin: .2rem 0 .6rem; }
 img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 """
