@@ -2,6 +2,8 @@ import math
 import random
 import warnings
 
+import pytest
+
 from sesttune.search.importance import FEWEST, importance
 from sesttune.search.searcher import Observed
 from sesttune.search.space_file import parse_space
@@ -41,6 +43,11 @@ def test_the_key_that_decides_comes_first_and_one_without_effect_last() -> None:
 def test_a_trial_outside_of_the_space_is_left_out() -> None:
     calmed = Observed({LR: 1e-6, BATCH: 8, DROPOUT: 0.1}, "complete", 900.0)
     assert importance(space(), [*seen(40), calmed]) == importance(space(), seen(40))
+
+
+def test_of_very_many_trials_every_nth_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sesttune.search.importance.MOST", 20)
+    assert importance(space(), seen(40)) == importance(space(), seen(40)[::2])
 
 
 def test_where_there_is_nothing_to_say_it_says_why() -> None:
