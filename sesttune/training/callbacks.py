@@ -22,6 +22,7 @@ from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
 from sesttune.training.saving import Saver, restore_optimizer
 from sesttune.training.schedule import learning_rate
+from sesttune.training.system_metrics import SystemMetrics
 from sesttune.training.validation import Validation
 
 Report = Callable[[dict[str, float]], None]
@@ -56,6 +57,7 @@ class TrialCallback(lightning.Callback):
         self._first_sets = int(restored["sets_drawn"]) if restored else 0
         self._set_len = config.model.kwargs.st_cell_set_len
         self._store_folder = validation.data.store.folder
+        self._system = SystemMetrics(saver.folder, module.device)
         self.step = self._first_step
         self.last_report: dict[str, float] = restored["report"] if restored else {}
         self.stop_reason = "max_steps"
@@ -148,6 +150,7 @@ class TrialCallback(lightning.Callback):
             "lr": learning_rate(max(self.step - 1, 0), self._training),
             "grad_norm": float(module.grad_norm),
             **rates,
+            **self._system.read(),
             "max_steps": self._training.max_steps,
             "time": time.time(),
         }
