@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from rich.table import Table
 
 from sesttune.atomic import write_text
 from sesttune.command import program
-from sesttune.plan_run import against_plan
+from sesttune.plan_run import against_plan, trained_steps
 from sesttune.run_setup import DATA, RESULT, Run
+from sesttune.search.budget import SPENT
 from sesttune.search.outcome import Row, SweepOutcome
+from sesttune.search.recorded import read_schedule
 from sesttune.tracking.describe import SHORT
 from sesttune.training.records import list_trials
 
@@ -25,12 +28,19 @@ NUMBERS = ("val_loss", "step", "mean ± sd")
 
 def write_result(folder: Path, outcome: SweepOutcome) -> None:
     """Leave `result.json`, which tells MLflow that the run has ended."""
+    records = list_trials(folder)
+    last = [lines[-1] for record in records if (lines := record.metrics())]
+    schedules = {record.id: read_schedule(record.folder) for record in records}
     result = {
         "verdict": outcome.verdict,
         "evidence": outcome.evidence,
         "remedy": outcome.remedy,
         "difference": outcome.difference,
+        "cost": _cost(folder, last),
+        "plan": against_plan(folder),
+        "last_at": max((line["time"] for line in last), default=0.0),
         "leaderboard": _rows(outcome),
+        "repeats": {name: s["repeats"] for name, s in schedules.items() if "repeats" in s},
     }
     write_text(folder / RESULT, json.dumps(result, indent=2))
 
@@ -134,6 +144,15 @@ def _how_trials_ran(folder: Path) -> list[tuple[str, str]]:
     return told
 
 
+def _cost(folder: Path, last: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Steps, and where a driver counted them seconds of wall-clock and of GPUs (slots without)."""
+    spent = folder / SPENT
+    took = json.loads(spent.read_text()) if spent.exists() else {}
+    on_gpu = any(line.get("gpu_mem_gib") for line in last)
+    unit = "GPU-hours" if on_gpu else "slot-hours"
+    return {"steps": trained_steps(folder), **took, "unit": unit}
+
+
 def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
     """The leaderboard as plain values; `mean`, `sd` and `seeds` where a trial was repeated."""
     finals = {standing.trial: standing for standing in outcome.finals}
@@ -150,6 +169,8 @@ def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
                 "sd": final.sd if final and len(final.values) > 1 else None,
                 "seeds": len(final.values) if final else 1,
                 "verdict": row.verdict.label if row.verdict else None,
+                "evidence": row.verdict.evidence if row.verdict else None,
+                "shares": row.shares,
                 "ended_by": _ended_by(row),
                 "parameters": _parameters(row.params),
             }

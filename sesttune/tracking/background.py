@@ -1,7 +1,8 @@
 """Deliver a run folder to MLflow beside the sweep, never in its way.
 
 A thread looks for news every few seconds. A store that is away, slow or broken
-costs a warning and another try at the next turn; trials never notice.
+costs a warning and another try at the next turn; trials never notice. How long it is away
+changes nothing but the number of turns: nothing is kept in memory.
 """
 
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sesttune.tracking.store import without_secrets
+from sesttune.tracking.store import problem, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +22,16 @@ LAST_TRIES = 3
 class BackgroundSync:
     """Context manager: syncs while the block runs, and once more at its end."""
 
-    def __init__(self, folder: Path, uri: str, experiment: str) -> None:
+    def __init__(
+        self, folder: Path, uri: str, experiment: str, interval_s: float = INTERVAL_S
+    ) -> None:
         self._folder, self._uri, self._experiment = folder, uri, experiment
+        self._interval_s = interval_s
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="mlflow-sync", daemon=True)
         self.delivered = False
         """Whether everything had reached MLflow at the end."""
+        self.failed_turns = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -42,19 +47,26 @@ class BackgroundSync:
         self._thread.join()
 
     def _loop(self) -> None:
-        warned = False
-        while not self._done.wait(INTERVAL_S):
-            problem = self._try()
-            if problem is not None and not warned:
-                where = without_secrets(self._uri)
-                log.warning("MLflow at %s: %s; will try again", where, problem)
-                warned = True
+        while not self._done.wait(self._interval_s):
+            wrong = self._try()
+            if wrong is not None:
+                if self.failed_turns == 0:
+                    where = without_secrets(self._uri)
+                    log.warning("MLflow at %s: %s; will try again", where, wrong)
+                self.failed_turns += 1
         for _ in range(LAST_TRIES):
-            problem = self._try()
-            if problem is None:
+            wrong = self._try()
+            if wrong is None:
                 self.delivered = True
                 return
-        log.warning("MLflow is away (%s): results are safe in %s", problem, self._folder)
+        log.warning(
+            "MLflow is away (%s): results are safe in %s; deliver them with: "
+            "sesttune track sync %s --output-dir %s",
+            wrong,
+            self._folder,
+            self._folder.name,
+            self._folder.parent,
+        )
 
     def _try(self) -> str | None:
         """Sync once; returns what went wrong, in a line."""
@@ -63,8 +75,5 @@ class BackgroundSync:
         try:
             RunTracker(self._folder, self._uri, self._experiment).sync()
         except Exception as error:  # nothing that happens to tracking may end a sweep
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            return (str(cause) or type(cause).__name__).splitlines()[0][:200]
+            return problem(error, self._uri)
         return None

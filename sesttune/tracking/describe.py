@@ -1,4 +1,4 @@
-"""What a person reads in MLflow: run names and the Markdown description of a sweep."""
+"""What a person reads in MLflow: run names, tags, and the Markdown description of a sweep."""
 
 import csv
 import io
@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from sesttune.training.records import TrialRecord
 
 SHORT = {"batch_size": "batch", "max_steps": "steps"}
+NOTE_LIMIT = 8_000
+"""Characters MLflow keeps of a tag, in every store; the rest it cuts off without a word."""
+ROWS, NOTES = 20, 10
+"""Rows of the leaderboard and lines about the data that a description shows at most."""
 
 
 def trial_name(record: TrialRecord) -> str:
@@ -20,34 +26,121 @@ def trial_name(record: TrialRecord) -> str:
     return " ".join([record.id, *parts])
 
 
-def describe_run(folder: Path, about: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
-    """Markdown: how it ended and how to promote it, then on what; a page shows the first lines."""
-    lines = ["Running."] if result is None else _outcome(folder.name, result)
-    lines += ["", f"**Encoder:** {about['encoder']['label']}", "", "**Data:**", ""]
-    lines += [f"- {note}" for note in about["notes"]]
-    lines += ["", "**Baselines (validation loss):**", ""]
-    lines += [f"- {name}: {loss:.4g}" for name, loss in about["baselines"].items()]
-    return "\n".join(lines)
-
-
-def _outcome(name: str, result: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"**Verdict:** {result['verdict'] or 'no result'}: {result['evidence']}",
-        *([f"\n**Remedy:** `{result['remedy']}`"] if result.get("remedy") else []),
-        *([f"\n**Finals:** {result['difference']}"] if result.get("difference") else []),
-        "",
-        f"Promote the best: `sesttune promote --sweep {name}`",
-        "",
-        "| trial | best val_loss | at step | ended by | parameters |",
-        "|---|---|---|---|---|",
-    ]
+def trial_tags(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """By trial: its verdict with evidence, whose training it shares, whose repetition it is."""
+    tags: dict[str, dict[str, str]] = {}
     for row in result["leaderboard"]:
+        named = {"verdict": row["verdict"], "evidence": row["evidence"], "shares": row["shares"]}
+        tags[row["trial"]] = {key: value for key, value in named.items() if value}
+    for trial, of in result["repeats"].items():
+        tags[trial] = {"repeats": of}
+    return tags
+
+
+def describe_run(
+    folder: Path,
+    about: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """Markdown: how it ended and how to promote it, then on what; a page shows the first lines.
+
+    `links`: the page of each trial. As many rows of the leaderboard as `NOTE_LIMIT` leaves room
+    for.
+    """
+    rest = [*_searched(folder), *_trained_on(about)]
+    for rows in range(ROWS, -1, -1):
+        how = ["Running."] if result is None else _outcome(folder.name, result, links or {}, rows)
+        text = "\n".join([*how, *rest])
+        if len(text) <= NOTE_LIMIT:
+            break
+    return text[:NOTE_LIMIT]
+
+
+def _outcome(
+    name: str, result: Mapping[str, Any], links: Mapping[str, str], rows: int
+) -> list[str]:
+    board = result["leaderboard"]
+    lines = [f"**Verdict:** {result['verdict'] or 'no result'}: {result['evidence']}"]
+    if result.get("remedy"):
+        lines += ["", f"**Remedy:** `{result['remedy']}`"]
+    if result.get("difference"):
+        lines += ["", f"**Finals:** {result['difference']}"]
+    if board and board[0]["best_val_loss"] is not None:
+        best = board[0]
+        lines += [
+            "",
+            f"**Winner:** {_linked(best['trial'], links)} ({best['parameters']}), "
+            f"val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}",
+        ]
+    lines += ["", f"Promote the best: `sesttune promote --sweep {name}`"]
+    lines += ["", f"**Cost:** {_cost(result['cost'])}"]
+    if result.get("plan"):
+        lines += ["", f"**Plan and actual:** {result['plan']}"]
+    return lines + _leaderboard(board, links, rows)
+
+
+def _leaderboard(
+    board: Sequence[Mapping[str, Any]], links: Mapping[str, str], rows: int
+) -> list[str]:
+    lines = [
+        "",
+        "| rank | trial | val_loss | at step | mean ± sd | verdict | ended by | parameters |",
+        "|---:|---|---:|---:|---:|---|---|---|",
+    ]
+    for rank, row in enumerate(board[:rows], 1):
         loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
+        mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
         lines.append(
-            f"| {row['trial']} | {loss} | {row['best_step']:,} "
-            f"| {row['ended_by']} | {row['parameters']} |"
+            f"| {rank} | {_linked(row['trial'], links)} | {loss} | {row['best_step']:,} | {mean} "
+            f"| {row['verdict'] or '-'} | {row['ended_by']} | {row['parameters']} |"
         )
+    if len(board) > rows:
+        lines += ["", f"and {len(board) - rows:,} more in leaderboard.csv"]
     return lines
+
+
+def _searched(folder: Path) -> list[str]:
+    """The searched keys and their ranges, from the settings of the run."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "sweep.yaml"))
+    space = settings.get("space")
+    if not space:
+        return []
+    lines = ["", f"**Space** ({space['searcher']}, {space['num_trials']} trials):", ""]
+    for key, about in space["parameters"].items():
+        where = ", ".join(map(_short, about["values"])) if "values" in about else _range(about)
+        when = [f"{k} is {' or '.join(map(str, v))}" for k, v in about.get("when", {}).items()]
+        lines.append(f"- {key}: {where}{' where ' if when else ''}{' and '.join(when)}")
+    return [*lines, *(f"- only where {rule}" for rule in space.get("constraints", ()))]
+
+
+def _range(about: Mapping[str, Any]) -> str:
+    scale = ", log scale" if about["type"] == "loguniform" else ""
+    step = f" in steps of {_short(about['quantum'])}" if "quantum" in about else ""
+    return f"{_short(about['low'])} to {_short(about['high'])}{step}{scale}"
+
+
+def _trained_on(about: Mapping[str, Any]) -> list[str]:
+    notes = about["notes"]
+    lines = ["", f"**Encoder:** {about['encoder']['label']}", "", "**Data:**", ""]
+    lines += [f"- {note}" for note in notes[:NOTES]]
+    if len(notes) > NOTES:
+        lines.append(f"- and {len(notes) - NOTES} more notes in data.json")
+    lines += ["", "**Baselines (validation loss):**", ""]
+    return lines + [f"- {name}: {loss:.4g}" for name, loss in about["baselines"].items()]
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    parts = [f"{cost['steps']:,} steps"]
+    if "gpu_s" in cost:
+        parts.append(f"{cost['gpu_s'] / 3600:.3g} {cost['unit']}")
+        minutes = round(cost["wall_s"] / 60)
+        parts.append(f"wall-clock {minutes // 60} h {minutes % 60} min")
+    return ", ".join(parts)
+
+
+def _linked(trial: str, links: Mapping[str, str]) -> str:
+    return f"[{trial}]({links[trial]})" if trial in links else trial
 
 
 def leaderboard_csv(board: Sequence[Mapping[str, Any]]) -> str:
@@ -61,7 +154,7 @@ def leaderboard_csv(board: Sequence[Mapping[str, Any]]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.1e}" if abs(value) < 0.01 else f"{value:.3g}"
+        return f"{value:.1e}" if value and abs(value) < 0.01 else f"{value:.3g}"
     if isinstance(value, int) and value >= 1_000 and value % 1_000 == 0:
         return f"{value // 1_000}k"
     return str(value)

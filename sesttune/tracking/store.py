@@ -11,11 +11,16 @@ from sesttune.errors import UserError
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
-def tracking_uri(config: Config) -> str:
-    """`tracking.uri`, else $MLFLOW_TRACKING_URI, else SQLite in `output_dir`."""
+def tracking_uri(config: Config, before: str | None = None) -> str:
+    """`tracking.uri`, else $MLFLOW_TRACKING_URI, else SQLite in `output_dir`.
+
+    `before`: where a run was delivered so far, which counts before SQLite if it is a server.
+    """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
         return named
+    if before is not None and not before.startswith("sqlite:"):
+        return before
     folder = Path(config.output_dir).expanduser().absolute()
     return f"sqlite:///{folder / DATABASE}"
 
@@ -34,6 +39,27 @@ def without_secrets(uri: str) -> str:
         return uri
     host = parts.hostname or ""
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
+
+
+def problem(error: BaseException, uri: str) -> str:
+    """What went wrong with the store at `uri`: the root of `error` in a line, without secrets."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error) or type(error).__name__).splitlines()[0].replace(uri, without_secrets(uri))
+    password = urlsplit(uri).password
+    return (line.replace(password, "***") if password else line)[:200]
+
+
+def unreachable(uri: str) -> str | None:
+    """Why the store at `uri` does not answer, in a line; None where it does."""
+    from mlflow import MlflowClient
+
+    quick_client()
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:
+        return problem(error, uri)
+    return None
 
 
 def require_store(uri: str) -> None:
@@ -64,7 +90,7 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
     try:
         found = MlflowClient(uri).get_experiment_by_name(experiment)
     except MlflowException as error:
-        raise UserError(f"MLflow at {where}: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
     if found is None:
         raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
     runs = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
@@ -73,12 +99,13 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
 
 
 def quick_client() -> None:
-    """MLflow's client with short timeouts and no chatter.
+    """MLflow's client with short timeouts, no chatter and no retries of its own.
 
     By default a server that is away holds a caller for minutes, and every run that ends
-    prints links into the live table.
+    prints links into the live table. A request that made a run and whose answer was lost must not
+    be sent again before somebody has looked: MLflow would make the run twice.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

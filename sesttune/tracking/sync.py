@@ -17,11 +17,12 @@ from mlflow.exceptions import MlflowException
 
 from sesttune import __version__
 from sesttune.atomic import write_text
-from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
-from sesttune.tracking.store import artifact_location, quick_client
+from sesttune.errors import UserError
+from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name, trial_tags
+from sesttune.tracking.spool import CURSOR, RESULT, ending, read_cursor, read_json, sole_writer
+from sesttune.tracking.store import artifact_location, quick_client, without_secrets
 from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
 
-CURSOR = "tracking.json"
 SOURCE_TAG = "sesttune.source"
 PARENT_TAG, NAME_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -39,25 +40,49 @@ class RunTracker:
         self.folder, self._uri, self._experiment = folder, uri, experiment
         self._client = MlflowClient(uri)
         self._about: dict[str, Any] = json.loads((folder / "data.json").read_text())
-        self._cursor = _read_json(folder / CURSOR) or {}
-        self._cursor.setdefault("trials", {})
+        self._cursor = read_cursor(folder)
 
     def sync(self) -> None:
         """Deliver everything that is on disk and not yet in MLflow.
 
-        Raises whatever MLflow raises; what was delivered until then is remembered.
+        Raises whatever MLflow raises; what was delivered until then is remembered. UserError
+        where the run has been delivered to another store.
         """
-        parent = self._parent()
-        for record in list_trials(self.folder):
-            self._sync_trial(record, parent)
-        result = _read_json(self.folder / "result.json")
-        if result is not None and self._cursor.get("result") != result:
-            self._finish(parent, result)
+        with sole_writer(self.folder):
+            self._cursor = read_cursor(self.folder)
+            self._check_store()
+            parent = self._parent()
+            for record in list_trials(self.folder):
+                self._sync_trial(record, parent)
+            result = read_json(self.folder / RESULT)
+            if result is not None and self._cursor.get("result") != result:
+                self._judge_trials(result)
+                self._drop_doubles()
+                self._finish(parent, result)
 
     def trial_run(self, trial_id: str) -> str | None:
         """The MLflow run id of a trial, where it has one."""
         trial = self._cursor["trials"].get(trial_id)
         return trial["run"] if trial else None
+
+    def _check_store(self) -> None:
+        """Remember the store; it may move, but its runs must be in it."""
+        here, before = without_secrets(self._uri), self._cursor.get("store")
+        if here == before:
+            return
+        if before is not None and "parent" in self._cursor:
+            try:
+                self._client.get_run(self._cursor["parent"])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise UserError(
+                    f"{self.folder.name} has its runs in {before}, not in {here}: set "
+                    f"MLFLOW_TRACKING_URI to that store, or remove {self.folder / CURSOR} to "
+                    "deliver all of it anew"
+                ) from None
+        self._cursor["store"] = here
+        self._save()
 
     def _parent(self) -> str:
         if "parent" not in self._cursor:
@@ -90,10 +115,9 @@ class RunTracker:
             self._client.log_batch(state["run"], tags=facts)
             state["facts"] = record.facts
             self._save()
-        ended = [record.status, record.stop_reason] if record.finished else None
-        if ended != state["ended"]:
+        if ending(record) != state["ended"]:
             self._close_trial(record, state["run"])
-            state["ended"] = ended
+            state["ended"] = ending(record)
             self._save()
 
     def _close_trial(self, record: TrialRecord, run: str) -> None:
@@ -113,7 +137,7 @@ class RunTracker:
         self._client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
 
     def _finish(self, parent: str, result: dict[str, Any]) -> None:
-        self._client.set_tag(parent, NOTE_TAG, describe_run(self.folder, self._about, result))
+        self._client.set_tag(parent, NOTE_TAG, self._description(result))
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
         self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
@@ -124,11 +148,44 @@ class RunTracker:
             self._client.log_artifacts(parent, str(self.folder / "plots"), "plots")
         if board and board[0]["best_val_loss"] is not None:
             top = board[0]
-            best = {"step": top["best_step"], "time": 0.0, "best_val_loss": top["best_val_loss"]}
-            self._send_metrics(parent, [best])
+            best = {key: top[key] for key in ("best_val_loss", "best_step")}
+            # MLflow shows the point of the largest step: of two endings the later one must win.
+            self._send_metrics(parent, [{"step": 0, "time": result["last_at"], **best}])
         self._client.set_terminated(parent)
         self._cursor["result"] = result
         self._save()
+
+    def _judge_trials(self, result: dict[str, Any]) -> None:
+        """Rank, verdict and relations of each trial, which are known only at the end."""
+        ranks = {row["trial"]: rank for rank, row in enumerate(result["leaderboard"], 1)}
+        for trial, tags in trial_tags(result).items():
+            run = self.trial_run(trial)
+            if run is not None:
+                self._client.log_batch(run, tags=[RunTag(key, tags[key]) for key in tags])
+                if trial in ranks:
+                    at = {"step": 0, "time": result["last_at"]}
+                    self._send_metrics(run, [{**at, "rank": ranks[trial]}])
+
+    def _drop_doubles(self) -> None:
+        """Delete runs of this folder that a slow server made after their request was given up."""
+        known = {self._cursor["parent"], *(t["run"] for t in self._cursor["trials"].values())}
+        token, ours = None, f"tags.`{SOURCE_TAG}` LIKE '{self._about['id']}%'"
+        while True:
+            page = self._client.search_runs([self._experiment_id()], ours, page_token=token)
+            for run in page:
+                if run.info.run_id not in known:
+                    self._client.delete_run(run.info.run_id)
+            token = page.token
+            if not token:
+                return
+
+    def _description(self, result: dict[str, Any]) -> str:
+        experiment = self._experiment_id()
+        links = {
+            trial: f"#/experiments/{experiment}/runs/{state['run']}"
+            for trial, state in self._cursor["trials"].items()
+        }
+        return describe_run(self.folder, self._about, result, links)
 
     def _find_or_create(self, source: str, name: str, tags: dict[str, str]) -> str:
         experiment = self._experiment_id()
@@ -175,10 +232,3 @@ class RunTracker:
 
     def _save(self) -> None:
         write_text(self.folder / CURSOR, json.dumps(self._cursor))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None

@@ -118,8 +118,20 @@ def write_curve(
 def write_result(folder: Path) -> dict[str, Any]:
     """The file that says the sweep has ended."""
     row = {"trial": "001", "best_val_loss": 0.5, "best_step": 9, "last_step": 9}
-    row |= {"ended_by": "max_steps", "parameters": "lr=1.00e-04"}
-    lost = {**row, "trial": "002", "best_val_loss": None, "ended_by": "error: lost"}
-    result = {"verdict": "done", "evidence": "it is flat", "leaderboard": [row, lost]}
+    row |= {"ended_by": "max_steps", "mean": 0.51, "sd": 0.02, "seeds": 3, "shares": None}
+    row |= {"verdict": "converged", "evidence": "it is flat", "parameters": "lr=1.00e-04"}
+    lost = {**row, "trial": "002", "best_val_loss": None, "mean": None, "verdict": None}
+    lost |= {"ended_by": "error: lost", "evidence": None}
+    result = {
+        "verdict": "converged",
+        "evidence": "it is flat",
+        "remedy": "training.lr=1e-5",
+        "difference": "001 leads 002, but a single training may be luck",
+        "cost": {"steps": 12_000, "gpu_s": 7_200.0, "wall_s": 3_720.0, "unit": "GPU-hours"},
+        "plan": "took 1:02:00 and 12,000 steps; planned were 1:00:00 (1.03 x) and 11,000",
+        "last_at": 1_700_000_100.0,
+        "leaderboard": [row, lost],
+        "repeats": {"003": "001"},
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return result

@@ -91,7 +91,7 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     assert {"report.html", "plots", "leaderboard.csv"} <= kept
     [plot] = client.list_artifacts(parent.info.run_id, "plots")
     assert plot.path == "plots/curves.png"
-    assert parent.data.tags["verdict"] == "done"
+    assert parent.data.tags["verdict"] == "converged"
     assert parent.data.metrics["baseline_controls"] == 3.5
     assert parent.data.metrics["best_val_loss"] == 0.5
     note = parent.data.tags["mlflow.note.content"]
