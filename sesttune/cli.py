@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "predict perturbed cells with a registered model",
     "export": "a registered model as a run folder of the public `state tx infer`",
     "reproduce": "what made a registered version; makes it again",
+    "track": "deliver to MLflow what it missed while it was away",
     "ui": "browse the results in MLflow",
     "cache": "list, verify or prune cell stores and embeddings",
     "demo": "write the bundled demo data",

@@ -10,7 +10,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +95,20 @@ def open_run(output_dir: str, name: str) -> Run:
 
     folder = Path(output_dir).expanduser().absolute() / name
     if not (folder / DATA).is_file():
-        runs = sorted(path.parent.name for path in folder.parent.glob(f"*/{DATA}"))
+        runs = run_names(output_dir)
         raise UserError(
             f"no run '{name}' in {folder.parent}; there are: {', '.join(runs) or 'none'}"
         )
     settings: Any = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
     about = json.loads((folder / DATA).read_text())
-    return Run(folder, from_dict(settings["config"]), Path(about["manifest"]), settings["space"])
+    # The folder may have been moved, or be named from elsewhere than where it was begun.
+    config = replace(from_dict(settings["config"]), output_dir=output_dir)
+    return Run(folder, config, Path(about["manifest"]), settings["space"])
+
+
+def run_names(output_dir: str) -> list[str]:
+    """The runs in `output_dir`, by name."""
+    return sorted(path.parent.name for path in Path(output_dir).expanduser().glob(f"*/{DATA}"))
 
 
 def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:

@@ -131,6 +131,7 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     from sesttune.search.live import LiveTable
     from sesttune.search.rules import trial_count
     from sesttune.search.space_file import parse_space
+    from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
     from sesttune.training.records import list_trials
@@ -138,7 +139,7 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     assert sweep.space is not None
     config, folder = sweep.config, sweep.folder
     space = parse_space(sweep.space, str(folder / "sweep.yaml"))
-    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
+    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
         try:
             total, steps = trial_count(config, space), plan.expected.steps if plan else None
             with LiveTable(console, total, list_trials(folder), steps) as live:
@@ -150,6 +151,9 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
         try_report(sweep, outcome)  # before the result, with which MLflow gets what is there
         write_result(folder, outcome)
     show_result(sweep, outcome, console)
+    if not mlflow.delivered:
+        told = how_to_deliver(folder, config.output_dir)
+        console.print(told, highlight=False, soft_wrap=True)
     return 1 if outcome.best is None else 0
 
 

@@ -45,6 +45,7 @@ def train(training: "Run", console: Console) -> int:
     """Run, or continue, the one training of a prepared run folder; returns the exit code."""
     from sesttune.result import show_result, write_result
     from sesttune.search.outcome import read_outcome
+    from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
     from sesttune.training.records import TrialRecord, trial_folder, write_trial
@@ -54,11 +55,14 @@ def train(training: "Run", console: Console) -> int:
     where = trial_folder(folder, TRIAL_ID)
     if not where.exists():
         write_trial(TrialRecord(TRIAL_ID, where))
-    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment):
+    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
         run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)
     show_result(training, outcome, console)
+    if not mlflow.delivered:
+        told = how_to_deliver(folder, config.output_dir)
+        console.print(told, highlight=False, soft_wrap=True)
     return 1 if outcome.best is None or outcome.best.stop_reason == "nan" else 0
 
 

@@ -1,0 +1,105 @@
+"""`sesttune track`: what of the runs has not reached MLflow, and deliver it.
+
+A sweep delivers its own run folder while it runs; this is for what is left when the store was away
+until its end. Both may run at once: they take turns, and each reads how far the other one came.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sesttune.command import program, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sesttune.run_setup import Run
+    from sesttune.tracking.spool import Undelivered
+
+
+def main(argv: Sequence[str]) -> int:
+    """Deliver what MLflow lacks of sweeps and trainings (sync), or list it (status)."""
+    parser = argparse.ArgumentParser("sesttune track", description=main.__doc__)
+    parser.add_argument("action", choices=("sync", "status"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: every run")
+    parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    from sesttune.run_setup import open_run, run_names
+
+    names = args.names or run_names(args.output_dir)
+    runs = [open_run(args.output_dir, name) for name in names]
+    return _sync(runs) if args.action == "sync" else _status(runs)
+
+
+def how_to_deliver(folder: "Path", output_dir: str) -> str:
+    """What the output of a run says when MLflow was away at its end."""
+    command = f"{program()} track sync {folder.name} --output-dir {output_dir}"
+    return f"mlflow:    was away; nothing is lost, deliver it with: {command}"
+
+
+def _sync(runs: Sequence["Run"]) -> int:
+    from sesttune.tracking.store import unreachable, without_secrets
+
+    away: dict[str, str | None] = {}
+    failed = False
+    for each in runs:
+        uri = _store(each)
+        if uri not in away:
+            away[uri] = unreachable(uri)
+        wrong = away[uri]
+        if wrong is None:
+            wrong, told = _deliver(each, uri)
+        if wrong is not None:
+            told = f"not delivered: MLflow at {without_secrets(uri)}: {wrong}"
+        failed |= wrong is not None
+        print(f"{each.folder.name}: {told}", flush=True)
+    return int(failed)
+
+
+def _deliver(each: "Run", uri: str) -> tuple[str | None, str]:
+    """What went wrong, or None; and what has been done."""
+    from sesttune.tracking.spool import undelivered
+    from sesttune.tracking.store import problem, without_secrets
+    from sesttune.tracking.sync import RunTracker
+
+    before = undelivered(each.folder)
+    if not before.anything:
+        return None, "already there"
+    try:
+        RunTracker(each.folder, uri, each.config.tracking.experiment).sync()
+    except Exception as error:  # one run's trouble must not keep the others
+        return problem(error, uri), ""
+    return None, f"delivered {_amount(before)} to {without_secrets(uri)}"
+
+
+def _status(runs: Sequence["Run"]) -> int:
+    from sesttune.tracking.spool import undelivered
+
+    lacking = [(each, left) for each in runs if (left := undelivered(each.folder)).anything]
+    for each, left in lacking:
+        print(f"{each.folder.name}: {_amount(left)} not delivered")
+    if not lacking:
+        print(f"all of {len(runs)} runs is delivered")
+    return 0
+
+
+def _store(each: "Run") -> str:
+    """The store of a run's own settings, else the one it was delivered to before."""
+    from sesttune.tracking.spool import read_cursor
+    from sesttune.tracking.store import tracking_uri
+
+    return tracking_uri(each.config, read_cursor(each.folder).get("store"))
+
+
+def _amount(left: "Undelivered") -> str:
+    parts = [f"{left.lines:,} points"]
+    if left.trials:
+        parts.append(f"news of {left.trials:,} trials")
+    if left.result:
+        parts.append("the result")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
