@@ -18,7 +18,8 @@ def main(argv: Sequence[str]) -> int:
     )
     add_config_arguments(parser)
     args = parser.parse_intermixed_args(argv)
-    from sesttune.tracking.store import artifact_location, pages, tracking_uri, without_secrets
+    from sesttune.tracking.store import artifact_location, tracking_uri, without_secrets
+    from sesttune.tracking.views import pages
 
     config = read_config(args)
     uri = tracking_uri(config)

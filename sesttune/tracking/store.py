@@ -74,30 +74,6 @@ def require_store(uri: str) -> None:
         )
 
 
-def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
-    """Addresses on the MLflow server at `server`: sweeps with their trials, and their curves.
-
-    MLflow 3 opens an experiment on its page for prompts and traces, where a sweep looks empty,
-    and draws curves of unfolded runs only, so each page is asked for by name; sorting by a
-    metric unfolds every trial. Raises UserError where nothing has been tracked yet.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    quick_client()
-    require_store(uri)
-    where = without_secrets(uri)
-    try:
-        found = MlflowClient(uri).get_experiment_by_name(experiment)
-    except MlflowException as error:
-        raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
-    if found is None:
-        raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
-    runs = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
-    best_first = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true"
-    return {"runs": runs, "curves": f"{runs}&compareRunsMode=CHART&{best_first}"}
-
-
 def quick_client() -> None:
     """MLflow's client with short timeouts, no chatter and no retries of its own.
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 
 class MlflowServer:
-    """Serves an SQLite store in `folder` on a free port of 127.0.0.1."""
+    """Serves a store on a free port of 127.0.0.1: an SQLite file in `folder`, or `backend`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
         self._folder = folder
+        self._backend = backend or f"sqlite:///{folder}/server.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -26,18 +27,22 @@ class MlflowServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        """Wait until it answers; nothing where it runs already."""
+        if self._process is not None:
+            return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
+        command += ["--backend-store-uri", self._backend]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=2)
                 return

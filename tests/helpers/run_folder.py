@@ -27,13 +27,25 @@ ABOUT = {
     "notes": ["alpha.h5ad: 100 cells, raw counts"],
     "baselines": {"controls": 3.5, "mean_of_controls": 7.25},
 }
+SPACE = {
+    "searcher": "gp",
+    "num_trials": 3,
+    "parameters": {
+        "training.lr": {"type": "loguniform", "low": 1e-5, "high": 1e-3},
+        "training.batch_size": {"type": "choice", "values": [8, 16]},
+    },
+    "constraints": [],
+}
 
 
-def write_run(folder: Path, trials: int = 3) -> Path:
-    """A run folder with pending trials."""
+def write_run(folder: Path, trials: int = 3, uri: str | None = None) -> Path:
+    """A run folder with running trials; `uri` is its store, the folder it is in its experiment."""
     folder.mkdir(parents=True)
     (folder / "data.json").write_text(json.dumps({"id": uuid.uuid4().hex, **ABOUT}))
-    (folder / "sweep.yaml").write_text("command: sesttune sweep\n")
+    config = load_config([f"output_dir={folder.parent}", f"tracking.experiment={folder.parent}"])
+    settings = {"command": "sesttune sweep", "space": SPACE, "config": to_dict(config)}
+    settings["config"]["tracking"]["uri"] = uri
+    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     for number in range(1, trials + 1):
         name = f"{number:03d}"
         params = {"training.lr": 1e-4 * number, "training.batch_size": 8}
@@ -56,6 +68,7 @@ def line(step: int, start: float = 1_700_000_000.0) -> dict[str, float]:
         "gpu_mem_gib": 0.0,
         "startup_s": 2.0,
         "elapsed_s": float(step),
+        "system/cpu_utilization_percentage": 50.0 + step,
         "max_steps": 100,
     }
 
@@ -115,13 +128,14 @@ def write_curve(
         append_metrics(where, {**line(number * every), **told, **more})
 
 
-def write_result(folder: Path) -> dict[str, Any]:
-    """The file that says the sweep has ended."""
+def write_result(folder: Path, more_trials: int = 0) -> dict[str, Any]:
+    """The file that says the sweep has ended; `more_trials` that are on its leaderboard only."""
     row = {"trial": "001", "best_val_loss": 0.5, "best_step": 9, "last_step": 9}
     row |= {"ended_by": "max_steps", "mean": 0.51, "sd": 0.02, "seeds": 3, "shares": None}
     row |= {"verdict": "converged", "evidence": "it is flat", "parameters": "lr=1.00e-04"}
     lost = {**row, "trial": "002", "best_val_loss": None, "mean": None, "verdict": None}
     lost |= {"ended_by": "error: lost", "evidence": None}
+    board = [row, lost, *({**row, "trial": f"{n:03d}"} for n in range(4, 4 + more_trials))]
     result = {
         "verdict": "converged",
         "evidence": "it is flat",
@@ -130,7 +144,7 @@ def write_result(folder: Path) -> dict[str, Any]:
         "cost": {"steps": 12_000, "gpu_s": 7_200.0, "wall_s": 3_720.0, "unit": "GPU-hours"},
         "plan": "took 1:02:00 and 12,000 steps; planned were 1:00:00 (1.03 x) and 11,000",
         "last_at": 1_700_000_100.0,
-        "leaderboard": [row, lost],
+        "leaderboard": board,
         "repeats": {"003": "001"},
     }
     (folder / "result.json").write_text(json.dumps(result))

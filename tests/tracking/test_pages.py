@@ -1,6 +1,7 @@
 """What a person sees: `sesttune ui` over a real store, in a real browser."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.browser import open_browser
 from helpers.run_folder import finish, report, write_result, write_run
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from sesttune.command import run as run_command
 from sesttune.tracking.sync import RunTracker
@@ -24,24 +25,27 @@ TRIALS = {
     "002": "002 lr=2.0e-04 batch=8",
     "003": "003 lr=3.0e-04 batch=8",
 }
+STEPS = {"001": 6, "002": 8, "003": 4}
+"""Of each trial; more steps have a lower loss."""
 
 
-@pytest.fixture
-def pages(tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The addresses that `sesttune ui` prints for a finished sweep of three trials."""
-    folder = write_run(tmp_path / "sweep-to-see")
+    outputs = tmp_path_factory.mktemp("pages")
+    folder = write_run(outputs / "sweep-to-see")
     for trial in TRIALS:
-        report(folder, trial, range(0, 8))
+        report(folder, trial, range(0, STEPS[trial]))
         finish(folder, trial)
     write_result(folder)
-    RunTracker(folder, f"sqlite:///{tmp_path}/mlflow.db", "sesttune").sync()
+    RunTracker(folder, f"sqlite:///{outputs}/mlflow.db", "sesttune").sync()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sesttune.ui", "--port", str(port), f"output_dir={tmp_path}"]
+    command = [sys.executable, "-m", "sesttune.ui", "--port", str(port), f"output_dir={outputs}"]
     ui = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert ui.stdout is not None
-    found = dict(ui.stdout.readline().split() for _ in range(2))
+    found = dict(ui.stdout.readline().split() for _ in range(3))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -54,27 +58,56 @@ def pages(tmp_path: Path) -> Iterator[dict[str, str]]:
     ui.wait()
 
 
-def test_the_runs_page_shows_the_sweep_with_its_trials_under_it(pages: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def browser_page() -> Iterator[Page]:
     with open_browser() as page:
-        page.goto(pages["runs:"])
-        sweep = page.get_by_role("row").filter(has_text="sweep-to-see")
-        expect(sweep).to_be_visible()
-        for name in TRIALS.values():
-            expect(page.get_by_text(name)).to_have_count(0)
-        sweep.get_by_role("button").first.click()  # unfold
-        for name in TRIALS.values():
-            expect(page.get_by_text(name)).to_be_visible()
+        yield page
 
 
-def test_the_curves_page_draws_every_trial(pages: dict[str, str]) -> None:
-    with open_browser() as page:
-        page.goto(pages["curves:"])
-        page.get_by_placeholder("Search metric charts").fill("^val_loss$")
-        chart = page.get_by_test_id("draggable-chart-cards-grid").filter(has_text="val_loss")
-        for name in TRIALS.values():
-            expect(chart.get_by_text(f"{name} (val_loss)", exact=True)).to_be_visible()
-        lines = chart.locator(".scatterlayer .trace path.js-line")
-        expect(lines.nth(len(TRIALS) - 1)).to_be_attached()
+def test_the_runs_page_shows_the_sweep_with_its_trials_under_it(
+    pages: dict[str, str], browser_page: Page
+) -> None:
+    browser_page.goto(pages["runs:"])
+    sweep = browser_page.get_by_role("row").filter(has_text="sweep-to-see")
+    expect(sweep).to_be_visible()
+    for name in TRIALS.values():
+        expect(browser_page.get_by_text(name)).to_have_count(0)
+    sweep.get_by_role("button").first.click()  # unfold
+    for name in TRIALS.values():
+        expect(browser_page.get_by_text(name)).to_be_visible()
+
+
+def test_the_ranked_page_lists_all_trials_best_first_with_what_matters(
+    pages: dict[str, str], browser_page: Page
+) -> None:
+    browser_page.goto(pages["ranked:"])
+    names = browser_page.get_by_role("link", name=re.compile("^00"))
+    expect(names).to_have_text([TRIALS[trial] for trial in ("002", "001", "003")])
+    for column in ("best_val_loss", "best_step", "verdict", "stop_reason", "training.lr"):
+        expect(browser_page.get_by_role("columnheader", name=column)).to_be_attached()
+
+
+def test_the_curves_page_draws_every_trial(pages: dict[str, str], browser_page: Page) -> None:
+    browser_page.goto(pages["curves:"])
+    browser_page.get_by_placeholder("Search metric charts").fill("^val_loss$")
+    chart = browser_page.get_by_test_id("draggable-chart-cards-grid").filter(has_text="val_loss")
+    for name in TRIALS.values():
+        expect(chart.get_by_text(f"{name} (val_loss)", exact=True)).to_be_visible()
+    lines = chart.locator(".scatterlayer .trace path.js-line")
+    expect(lines.nth(len(TRIALS) - 1)).to_be_attached()
+
+
+def test_the_description_leads_to_the_winner_and_its_machine(
+    pages: dict[str, str], browser_page: Page
+) -> None:
+    browser_page.goto(pages["runs:"])
+    browser_page.get_by_role("link", name="sweep-to-see").click()
+    for part in ("Verdict:", "it is flat", "2 GPU-hours", "planned were 1:00:00", "log scale"):
+        expect(browser_page.get_by_text(part).first).to_be_visible()
+    browser_page.get_by_role("link", name="001", exact=True).first.click()
+    expect(browser_page.get_by_role("heading", name=TRIALS["001"])).to_be_visible()
+    browser_page.get_by_role("tab", name="System metrics").click()
+    expect(browser_page.get_by_text("system/cpu_utilization_percentage").first).to_be_visible()
 
 
 def test_the_server_listens_on_this_machine_only(pages: dict[str, str]) -> None:

@@ -1,50 +1,25 @@
 """One behavioural suite for every kind of MLflow store."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.mlflow_server import MlflowServer
-from helpers.run_folder import finish, report, write_result, write_run
+from helpers.run_folder import ABOUT, finish, report, write_result, write_run
+from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from sesttune.config.load import load_config
-from sesttune.tracking.background import BackgroundSync
-from sesttune.tracking.store import tracking_uri, without_secrets
+from sesttune.tracking.describe import NOTE_LIMIT, ROWS, describe_run
+from sesttune.tracking.store import problem, tracking_uri, without_secrets
 from sesttune.tracking.sync import RunTracker
 from sesttune.training.records import note_facts, trial_folder, update_trial
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path_factory.mktemp("server"))
-    running.start()
-    yield running
-    running.kill()
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/mlflow.db"
-    return str(request.getfixturevalue("server").uri)
-
-
-def runs(uri: str, experiment: str) -> dict[str, Run]:
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
-
-
-def steps(uri: str, run: Run, key: str = "val_loss") -> list[int]:
-    return [m.step for m in MlflowClient(uri).get_metric_history(run.info.run_id, key)]
 
 
 def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
@@ -72,10 +47,11 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     }
     parent, first = found["sweep"], found["001 lr=1.0e-04 batch=8"]
     client = MlflowClient(uri)
-    history = client.get_metric_history(first.info.run_id, "val_loss")
-    assert [(m.step, m.value) for m in history] == [(s, 10.0 / (1 + s)) for s in range(10)]
-    assert [m.timestamp for m in history] == [1_700_000_000_000 + 1000 * s for s in range(10)]
-    assert steps(uri, first, "train_loss") == list(range(1, 10))  # NaN of step 0 is left out
+    points = client.get_metric_history(first.info.run_id, "val_loss")
+    assert [(m.step, m.value) for m in points] == [(s, 10.0 / (1 + s)) for s in range(10)]
+    assert [m.timestamp for m in points] == [1_700_000_000_000 + 1000 * s for s in range(10)]
+    assert history(uri, first, "train_loss")[0][0] == 1  # NaN of step 0 is left out
+    assert_whole(uri, folder, str(tmp_path))
     assert first.data.params == {"training.lr": "0.0001", "training.batch_size": "8"}
     assert first.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert first.data.tags["data_fingerprint"] == "f" * 16
@@ -95,8 +71,28 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     assert parent.data.metrics["baseline_controls"] == 3.5
     assert parent.data.metrics["best_val_loss"] == 0.5
     note = parent.data.tags["mlflow.note.content"]
-    assert "tiny encoder" in note
-    assert "sesttune promote --sweep sweep" in note
+    link = f"#/experiments/{parent.info.experiment_id}/runs/{first.info.run_id}"
+    for part in (
+        "**Verdict:** converged: it is flat",
+        "`training.lr=1e-5`",
+        f"**Winner:** [001]({link}) (lr=1.00e-04), val_loss 0.5 at step 9",
+        "sesttune promote --sweep sweep",
+        "12,000 steps, 2 GPU-hours, wall-clock 1 h 2 min",
+        "planned were 1:00:00",
+        f"| 1 | [001]({link}) | 0.5 | 9 | 0.51 ± 0.02 | converged | max_steps | lr=1.00e-04 |",
+        "**Space** (gp, 3 trials)",
+        "- training.lr: 1.0e-05 to 1.0e-03, log scale",
+        "- training.batch_size: 8, 16",
+        "tiny encoder",
+        "alpha.h5ad: 100 cells",
+        "mean_of_controls: 7.25",
+    ):
+        assert part in note
+    assert first.data.tags["verdict"] == "converged"
+    assert first.data.tags["evidence"] == "it is flat"
+    ranks = [found[name].data.metrics.get("rank") for name in sorted(found)[:3]]
+    assert ranks == [1, 2, None]
+    assert found["003 lr=3.0e-04 batch=8"].data.tags["repeats"] == "001"
     board = Path(client.download_artifacts(parent.info.run_id, "leaderboard.csv", str(tmp_path)))
     assert board.read_text().splitlines()[1].startswith("001,0.5,9,9,max_steps")
 
@@ -120,6 +116,47 @@ def test_what_a_trial_found_out_and_its_profile_arrive(uri: str, tmp_path: Path)
     assert [artifact.path for artifact in kept] == ["profile/breakdown.json"]
 
 
+def test_the_description_of_a_large_sweep_is_not_cut(uri: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    write_result(folder, more_trials=498)
+    RunTracker(folder, uri, str(tmp_path)).sync()
+    parent = runs(uri, str(tmp_path))["sweep"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert len(note) <= NOTE_LIMIT
+    assert note.count("| converged |") == ROWS - 1
+    assert f"and {500 - ROWS} more in leaderboard.csv" in note
+    assert note.splitlines()[-1] == "- mean_of_controls: 7.25"
+    client = MlflowClient(uri)
+    board = Path(client.download_artifacts(parent.info.run_id, "leaderboard.csv", str(tmp_path)))
+    assert len(board.read_text().splitlines()) == 501
+
+
+def test_rows_make_room_for_what_comes_after_them(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    result = write_result(folder, more_trials=18)
+    for row in result["leaderboard"][1:]:
+        row["parameters"] = "weight_decay=0.001 " * 60
+    note = describe_run(folder, ABOUT, result)
+    assert len(note) <= NOTE_LIMIT
+    assert "| 2 | 002 |" in note
+    assert "more in leaderboard.csv" in note
+    assert note.splitlines()[-1] == "- mean_of_controls: 7.25"
+    shown = note.count("weight_decay=0.001") // 60 + 1
+    assert re.findall(r"and (\d+) more", note) == [str(20 - shown)]
+
+
+def test_the_parent_shows_the_best_of_the_latest_ending(uri: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    result = write_result(folder)
+    RunTracker(folder, uri, str(tmp_path)).sync()
+    result["leaderboard"][0] |= {"best_val_loss": 0.4, "best_step": 3}  # fewer steps, later
+    result["last_at"] += 1.0
+    (folder / "result.json").write_text(json.dumps(result))
+    RunTracker(folder, uri, str(tmp_path)).sync()
+    shown = runs(uri, str(tmp_path))["sweep"].data.metrics
+    assert (shown["best_val_loss"], shown["best_step"]) == (0.4, 3)
+
+
 def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "sweep", trials=1)
     report(folder, "001", range(0, 6))
@@ -132,7 +169,7 @@ def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path)
     RunTracker(folder, uri, str(tmp_path)).sync()
     after = runs(uri, str(tmp_path))
     assert {r.info.run_id for r in before.values()} == {r.info.run_id for r in after.values()}
-    assert steps(uri, after["001 lr=1.0e-04 batch=8"]) == list(range(6))
+    assert_whole(uri, folder, str(tmp_path))
 
 
 def test_a_folder_made_again_under_the_same_name_is_another_run(uri: str, tmp_path: Path) -> None:
@@ -161,7 +198,7 @@ while True:
 def test_kill_9_leaves_no_duplicate_and_no_hole(tmp_path: Path) -> None:
     uri, folder = f"sqlite:///{tmp_path}/mlflow.db", write_run(tmp_path / "sweep", trials=4)
     command = [sys.executable, "-c", SYNC_FOREVER, str(folder), uri, "x"]
-    for turn in range(4):
+    for turn in range(3):
         for trial in ("001", "002", "003", "004"):
             report(folder, trial, range(50 * turn, 50 * (turn + 1)))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -177,40 +214,8 @@ def test_kill_9_leaves_no_duplicate_and_no_hole(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     RunTracker(folder, uri, "x").sync()
-    found = runs(uri, "x")
-    assert len(found) == 5
-    for name, run in found.items():
-        if name != "sweep":
-            assert steps(uri, run) == list(range(200))
-
-
-def test_a_server_that_is_away_costs_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    server, folder = MlflowServer(tmp_path), write_run(tmp_path / "sweep", trials=1)
-    server.start()
-    try:
-        with BackgroundSync(folder, server.uri, "x") as background:
-            report(folder, "001", range(0, 10))
-            deadline = time.monotonic() + 60
-            while not (folder / "tracking.json").exists() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            server.kill()
-            report(folder, "001", range(10, 20))
-            time.sleep(4)  # at least one turn fails
-            finish(folder, "001")
-        assert not background.delivered
-        assert "MLflow is away" in caplog.text
-        assert str(folder) in caplog.text
-        server.start()
-        with BackgroundSync(folder, server.uri, "x") as background:
-            write_result(folder)
-        assert background.delivered
-        found = runs(server.uri, "x")
-        assert steps(server.uri, found["001 lr=1.0e-04 batch=8"]) == list(range(20))
-        assert found["sweep"].info.status == "FINISHED"
-    finally:
-        server.kill()
+    assert_whole(uri, folder, "x")
+    assert len(history(uri, runs(uri, "x")["004 lr=4.0e-04 batch=8"])) == 150
 
 
 def test_a_trial_of_a_resumed_sweep_goes_on_in_its_run(uri: str, tmp_path: Path) -> None:
@@ -222,7 +227,7 @@ def test_a_trial_of_a_resumed_sweep_goes_on_in_its_run(uri: str, tmp_path: Path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     report(folder, "001", range(3, 8))
     RunTracker(folder, uri, str(tmp_path)).sync()
-    assert steps(uri, runs(uri, str(tmp_path))["001 lr=1.0e-04 batch=8"]) == list(range(8))
+    assert_whole(uri, folder, str(tmp_path))
 
 
 def test_a_failed_trial_that_is_tried_again_is_opened_and_closed_again(
@@ -246,6 +251,10 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tracking_uri(config) == f"sqlite:///{tmp_path}/out/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert tracking_uri(config) == "http://server:5000"
+    assert tracking_uri(config, "http://before") == "http://server:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(config, "http://before") == "http://before"
+    assert tracking_uri(config, "sqlite:////moved/mlflow.db") == tracking_uri(config)
     named = load_config(["tracking.uri=http://other"])
     assert tracking_uri(named) == "http://other"
 
@@ -254,3 +263,5 @@ def test_secrets_are_not_shown() -> None:
     assert without_secrets("http://me:secret@host:5000/x") == "http://host:5000/x"
     assert without_secrets("postgresql://u:p@db/mlflow") == "postgresql://db/mlflow"
     assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    told = problem(ValueError("API request to http://me:secret@h/api: no"), "http://me:secret@h")
+    assert told == "API request to http://h/api: no"

@@ -1,0 +1,68 @@
+"""Addresses of MLflow's pages, opened on what a sweep is about.
+
+MLflow 3 opens an experiment on its page for prompts and traces, where a sweep looks empty, and
+shows no metric column until one is chosen. A shared view, a tag of the experiment that an address
+names, chooses columns and order; it cannot unfold the trials (MLflow keeps that in the browser),
+but sorting by a metric does.
+"""
+
+import json
+from collections.abc import Iterable
+
+from sesttune.errors import UserError
+from sesttune.tracking.store import problem, quick_client, require_store, without_secrets
+
+VIEW_TAG = "mlflow.sharedViewState."
+BEST_FIRST = {"orderByKey": "metrics.`best_val_loss`", "orderByAsc": True}
+COLUMNS = {
+    "metrics.`best_val_loss`": 120,
+    "metrics.`best_step`": 90,
+    "tags.`verdict`": 90,
+    "tags.`stop_reason`": 130,
+}
+"""Column and its width in pixels; the searched settings come after them."""
+PARAM_WIDTH, NAME_WIDTH = 120, 300
+
+
+def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
+    """Addresses on the MLflow server at `server`: `runs` has the trials folded under their sweeps,
+    `ranked` all trials best first, `curves` their charts.
+
+    Leaves the views in the store. Raises UserError where nothing has been tracked yet.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    quick_client()
+    require_store(uri)
+    where = without_secrets(uri)
+    client = MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
+        latest = client.search_runs([found.experiment_id], max_results=1_000)
+        params = {key for run in latest for key in run.data.params}
+        for name, state in _views(params).items():
+            client.set_experiment_tag(found.experiment_id, VIEW_TAG + name, json.dumps(state))
+    except MlflowException as error:
+        raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
+    runs = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
+    # MLflow draws the curves of unfolded runs only, and a view would not choose the charts.
+    best_first = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true"
+    return {
+        "runs": f"{runs}&viewStateShareKey=runs",
+        "ranked": f"{runs}&viewStateShareKey=ranked",
+        "curves": f"{runs}&compareRunsMode=CHART&{best_first}",
+    }
+
+
+def _views(params: Iterable[str]) -> dict[str, dict[str, object]]:
+    widths = COLUMNS | {f"params.`{key}`": PARAM_WIDTH for key in sorted(params)}
+    widths_of_all = {"attributes.`Run Name`": NAME_WIDTH, **widths}
+    view: dict[str, object] = {
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths_of_all),
+        "columnWidths": widths_of_all,
+    }
+    return {"runs": view, "ranked": view | BEST_FIRST}
