@@ -43,8 +43,8 @@ def without_secrets(uri: str) -> str:
 
 def problem(error: BaseException, uri: str) -> str:
     """What went wrong with the store at `uri`: the root of `error` in a line, without secrets."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while root := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = root
     line = (str(error) or type(error).__name__).splitlines()[0].replace(uri, without_secrets(uri))
     password = urlsplit(uri).password
     return (line.replace(password, "***") if password else line)[:200]

@@ -21,10 +21,11 @@ from sesttune.errors import UserError
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name, trial_tags
 from sesttune.tracking.spool import CURSOR, RESULT, ending, read_cursor, read_json, sole_writer
 from sesttune.tracking.store import artifact_location, quick_client, without_secrets
+from sesttune.tracking.views import PARENT_TAG, run_page
 from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
 
 SOURCE_TAG = "sesttune.source"
-PARENT_TAG, NAME_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Runs and charts; without it MLflow's pages guess, at first that these are traces of prompts."""
 NOT_METRICS = ("step", "time", "max_steps")
@@ -182,7 +183,7 @@ class RunTracker:
     def _description(self, result: dict[str, Any]) -> str:
         experiment = self._experiment_id()
         links = {
-            trial: f"#/experiments/{experiment}/runs/{state['run']}"
+            trial: run_page(experiment, state["run"])
             for trial, state in self._cursor["trials"].items()
         }
         return describe_run(self.folder, self._about, result, links)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from sesttune.errors import UserError
 from sesttune.tracking.store import problem, quick_client, require_store, without_secrets
 
+PARENT_TAG = "mlflow.parentRunId"
 VIEW_TAG = "mlflow.sharedViewState."
 BEST_FIRST = {"orderByKey": "metrics.`best_val_loss`", "orderByAsc": True}
 COLUMNS = {
@@ -24,9 +25,18 @@ COLUMNS = {
 PARAM_WIDTH, NAME_WIDTH = 120, 300
 
 
+WORKFLOW = "workflowType=machine_learning"
+
+
+def run_page(experiment: str, run: str) -> str:
+    """The page of a run, relative to the server; the same address works in a description."""
+    return f"#/experiments/{experiment}/runs/{run}?{WORKFLOW}"
+
+
 def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
-    """Addresses on the MLflow server at `server`: `runs` has the trials folded under their sweeps,
-    `ranked` all trials best first, `curves` their charts.
+    """Addresses on the MLflow server at `server`: `latest` describes the latest sweep or training,
+    `runs` has the trials folded under their sweeps, `ranked` all trials best first, `curves` their
+    charts.
 
     Leaves the views in the store. Raises UserError where nothing has been tracked yet.
     """
@@ -47,10 +57,13 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
             client.set_experiment_tag(found.experiment_id, VIEW_TAG + name, json.dumps(state))
     except MlflowException as error:
         raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
-    runs = f"{server}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
+    runs = f"{server}/#/experiments/{found.experiment_id}/runs?{WORKFLOW}"
     # MLflow draws the curves of unfolded runs only, and a view would not choose the charts.
     best_first = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true"
+    parents = [run.info.run_id for run in latest if PARENT_TAG not in run.data.tags]
+    first = {"latest": f"{server}/{run_page(found.experiment_id, parents[0])}"} if parents else {}
     return {
+        **first,
         "runs": f"{runs}&viewStateShareKey=runs",
         "ranked": f"{runs}&viewStateShareKey=ranked",
         "curves": f"{runs}&compareRunsMode=CHART&{best_first}",

@@ -72,6 +72,7 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     assert parent.data.metrics["best_val_loss"] == 0.5
     note = parent.data.tags["mlflow.note.content"]
     link = f"#/experiments/{parent.info.experiment_id}/runs/{first.info.run_id}"
+    link += "?workflowType=machine_learning"
     for part in (
         "**Verdict:** converged: it is flat",
         "`training.lr=1e-5`",
