@@ -62,18 +62,18 @@ def _outcome(
 ) -> list[str]:
     board = result["leaderboard"]
     lines = [f"**Verdict:** {result['verdict'] or 'no result'}: {result['evidence']}"]
-    if result.get("remedy"):
-        lines += ["", f"**Remedy:** `{result['remedy']}`"]
-    if result.get("difference"):
-        lines += ["", f"**Finals:** {result['difference']}"]
     if board and board[0]["best_val_loss"] is not None:
         best = board[0]
         lines += [
             "",
             f"**Winner:** {_linked(best['trial'], links)} ({best['parameters']}), "
-            f"val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}",
+            f"val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}; "
+            f"promote it: `sesttune promote --sweep {name}`",
         ]
-    lines += ["", f"Promote the best: `sesttune promote --sweep {name}`"]
+    if result.get("remedy"):
+        lines += ["", f"**Remedy:** `{result['remedy']}`"]
+    if result.get("difference"):
+        lines += ["", f"**Finals:** {result['difference']}"]
     lines += ["", f"**Cost:** {_cost(result['cost'])}"]
     if result.get("plan"):
         lines += ["", f"**Plan and actual:** {result['plan']}"]
@@ -91,10 +91,17 @@ def _leaderboard(
     for rank, row in enumerate(board[:rows], 1):
         loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
         mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
-        lines.append(
-            f"| {rank} | {_linked(row['trial'], links)} | {loss} | {row['best_step']:,} | {mean} "
-            f"| {row['verdict'] or '-'} | {row['ended_by']} | {row['parameters']} |"
-        )
+        cells = [
+            str(rank),
+            _linked(row["trial"], links),
+            loss,
+            f"{row['best_step']:,}",
+            mean,
+            row["verdict"] or "-",
+            row["ended_by"],
+        ]
+        # MLflow's pages leave no room between columns.
+        lines.append(f"| {'&nbsp; | '.join(cells)}&nbsp; | {row['parameters']} |")
     if len(board) > rows:
         lines += ["", f"and {len(board) - rows:,} more in leaderboard.csv"]
     return lines

@@ -43,7 +43,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def read_cursor(folder: Path) -> dict[str, Any]:
-    """`store`, `parent` and `result` where there are any; `trials`: run, lines, facts, ended."""
+    """`store`, `parent`, `result` where known; of each of `trials` its run and what was sent."""
     return {"trials": {}, **(read_json(folder / CURSOR) or {})}
 
 

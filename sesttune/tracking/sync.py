@@ -22,7 +22,7 @@ from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
 from sesttune.tracking.spool import CURSOR, RESULT, ending, read_cursor, read_json, sole_writer
 from sesttune.tracking.store import artifact_location, quick_client, without_secrets
 from sesttune.tracking.views import PARENT_TAG, run_page
-from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
+from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials, metrics_bytes
 
 SOURCE_TAG = "sesttune.source"
 NOTE_TAG = "mlflow.note.content"
@@ -106,10 +106,11 @@ class RunTracker:
             self._client.log_batch(run, params=params)
             state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "ended": None}
             self._save()
-        lines = record.metrics()
-        if len(lines) > state["lines"]:
+        size = metrics_bytes(record.folder)  # before reading: what is added meanwhile is seen next
+        if size != state.get("bytes", 0):
+            lines = record.metrics()
             self._send_metrics(state["run"], lines[state["lines"] :])
-            state["lines"] = len(lines)
+            state["lines"], state["bytes"] = max(len(lines), state["lines"]), size
             self._save()
         if record.facts != state.get("facts", {}):
             facts = [RunTag(name, str(value)) for name, value in record.facts.items()]

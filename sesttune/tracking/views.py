@@ -58,15 +58,13 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
     except MlflowException as error:
         raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
     runs = f"{server}/#/experiments/{found.experiment_id}/runs?{WORKFLOW}"
-    # MLflow draws the curves of unfolded runs only, and a view would not choose the charts.
-    best_first = "orderByKey=metrics.%60best_val_loss%60&orderByAsc=true"
     parents = [run.info.run_id for run in latest if PARENT_TAG not in run.data.tags]
     first = {"latest": f"{server}/{run_page(found.experiment_id, parents[0])}"} if parents else {}
     return {
         **first,
         "runs": f"{runs}&viewStateShareKey=runs",
         "ranked": f"{runs}&viewStateShareKey=ranked",
-        "curves": f"{runs}&compareRunsMode=CHART&{best_first}",
+        "curves": f"{runs}&compareRunsMode=CHART&viewStateShareKey=curves",
     }
 
 
@@ -78,4 +76,6 @@ def _views(params: Iterable[str]) -> dict[str, dict[str, object]]:
         "columnOrder": list(widths_of_all),
         "columnWidths": widths_of_all,
     }
-    return {"runs": view, "ranked": view | BEST_FIRST}
+    ranked = view | BEST_FIRST
+    # MLflow draws the curves of unfolded runs only, and unless told otherwise of the first ten.
+    return {"runs": view, "ranked": ranked, "curves": ranked | {"runsHiddenMode": "SHOW_ALL"}}

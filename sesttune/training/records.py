@@ -97,6 +97,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def metrics_bytes(folder: Path) -> int:
+    """Size of the reported lines, which tells cheaply that there are new ones."""
+    path = folder / METRICS
+    return path.stat().st_size if path.exists() else 0
+
+
 def append_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """Add one line; written in one call, so a kill leaves at most a torn last line."""
     with room_on_disk(folder), (folder / METRICS).open("a") as file:

@@ -29,7 +29,7 @@ from sesttune.training.records import append_metrics, read_metrics, trial_folder
 from sesttune.training.trial import run_trial
 
 TURNS_OF_TEN_MINUTES = round(600 / INTERVAL_S)
-QUICK_S = 0.01
+QUICK_S = 0.002
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
@@ -48,14 +48,14 @@ def test_a_server_killed_in_the_middle_and_away_for_ten_minutes(
     folder, ended = write_run(tmp_path / "a" / "sweep"), write_run(tmp_path / "b" / "ended", 2)
     trials = ("001", "002", "003")
     for trial in trials:
-        report(folder, trial, range(0, 300))
+        report(folder, trial, range(0, 100))
     experiment = str(tmp_path)
     try:
         with BackgroundSync(folder, server.uri, experiment, QUICK_S) as background:
             wait_until(lambda: "001" in read_cursor(folder)["trials"])
-            server.kill()  # some of 300 lines a trial are there, others are not
+            server.kill()  # some of 100 lines a trial are there, others are not
             for trial in trials:
-                report(folder, trial, range(300, 310))
+                report(folder, trial, range(100, 110))
             wait_until(lambda: background.failed_turns >= TURNS_OF_TEN_MINUTES)
             # Another sweep begins and ends meanwhile.
             with BackgroundSync(ended, server.uri, str(ended.parent), QUICK_S) as other:

@@ -80,7 +80,8 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
         "sesttune promote --sweep sweep",
         "12,000 steps, 2 GPU-hours, wall-clock 1 h 2 min",
         "planned were 1:00:00",
-        f"| 1 | [001]({link}) | 0.5 | 9 | 0.51 ± 0.02 | converged | max_steps | lr=1.00e-04 |",
+        f"| 1&nbsp; | [001]({link})&nbsp; | 0.5&nbsp; | 9&nbsp; | 0.51 ± 0.02&nbsp; | converged",
+        "converged&nbsp; | max_steps&nbsp; | lr=1.00e-04 |",
         "**Space** (gp, 3 trials)",
         "- training.lr: 1.0e-05 to 1.0e-03, log scale",
         "- training.batch_size: 8, 16",
@@ -124,7 +125,7 @@ def test_the_description_of_a_large_sweep_is_not_cut(uri: str, tmp_path: Path) -
     parent = runs(uri, str(tmp_path))["sweep"]
     note = parent.data.tags["mlflow.note.content"]
     assert len(note) <= NOTE_LIMIT
-    assert note.count("| converged |") == ROWS - 1
+    assert note.count("| converged&nbsp; |") == ROWS - 1
     assert f"and {500 - ROWS} more in leaderboard.csv" in note
     assert note.splitlines()[-1] == "- mean_of_controls: 7.25"
     client = MlflowClient(uri)
@@ -139,7 +140,7 @@ def test_rows_make_room_for_what_comes_after_them(tmp_path: Path) -> None:
         row["parameters"] = "weight_decay=0.001 " * 60
     note = describe_run(folder, ABOUT, result)
     assert len(note) <= NOTE_LIMIT
-    assert "| 2 | 002 |" in note
+    assert "| 2&nbsp; | 002&nbsp; |" in note
     assert "more in leaderboard.csv" in note
     assert note.splitlines()[-1] == "- mean_of_controls: 7.25"
     shown = note.count("weight_decay=0.001") // 60 + 1
