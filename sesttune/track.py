@@ -80,7 +80,7 @@ def _status(runs: Sequence["Run"]) -> int:
     for each, left in lacking:
         print(f"{each.folder.name}: {_amount(left)} not delivered")
     if not lacking:
-        print(f"all of {len(runs)} runs is delivered")
+        print(f"nothing is left to deliver of {len(runs)} runs")
     return 0
 
 

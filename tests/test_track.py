@@ -57,7 +57,7 @@ def test_all_runs_are_delivered_and_then_they_are_there(
     assert run_command(main, ["sync", *where]) == 0
     assert capsys.readouterr().out == "first: already there\nsecond: already there\n"
     assert run_command(main, ["status", *where]) == 0
-    assert capsys.readouterr().out == "all of 2 runs is delivered\n"
+    assert capsys.readouterr().out == "nothing is left to deliver of 2 runs\n"
     shutil.rmtree(tmp_path / "second")
     assert {name[:5] for name in _names(store, str(tmp_path))} == {"first", "001 l", "secon"}
 

@@ -66,8 +66,8 @@ def _outcome(
         best = board[0]
         lines += [
             "",
-            f"**Winner:** {_linked(best['trial'], links)} ({best['parameters']}), "
-            f"val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}; "
+            f"**Winner:** {_linked(best['trial'], links)} {best['parameters']}".rstrip()
+            + f", val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}; "
             f"promote it: `sesttune promote --sweep {name}`",
         ]
     if result.get("remedy"):

@@ -77,5 +77,43 @@ def _views(params: Iterable[str]) -> dict[str, dict[str, object]]:
         "columnWidths": widths_of_all,
     }
     ranked = view | BEST_FIRST
-    # MLflow draws the curves of unfolded runs only, and unless told otherwise of the first ten.
-    return {"runs": view, "ranked": ranked, "curves": ranked | {"runsHiddenMode": "SHOW_ALL"}}
+    return {"runs": view, "ranked": ranked, "curves": ranked | _one_large_chart("val_loss")}
+
+
+def _one_large_chart(metric: str) -> dict[str, object]:
+    """The curves of every run in one chart as wide as the page, logarithmic.
+
+    MLflow would draw the first ten runs, and a small chart for each of twenty metrics. Those are
+    still there: clearing the search box brings them back.
+    """
+    section: dict[str, object] = {
+        "uuid": metric,
+        "name": "Model metrics",
+        "display": True,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": True,
+        "columns": 1,
+        "cardHeight": 560,
+    }
+    chart: dict[str, object] = {
+        "uuid": metric,
+        "type": "LINE",
+        "metricSectionId": metric,
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "deleted": False,
+        "isGenerated": True,
+        "scaleType": "log",
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+    }
+    return {
+        "runsHiddenMode": "SHOW_ALL",
+        "chartsSearchFilter": f"^{metric}$",
+        "compareRunSections": [section],
+        "compareRunCharts": [chart],
+    }

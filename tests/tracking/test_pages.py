@@ -92,12 +92,12 @@ def test_the_ranked_page_lists_all_trials_best_first_with_what_matters(
 
 def test_the_curves_page_draws_every_trial(pages: dict[str, str], browser_page: Page) -> None:
     browser_page.goto(pages["curves:"])
-    browser_page.get_by_placeholder("Search metric charts").fill("^val_loss$")
     chart = browser_page.get_by_test_id("draggable-chart-cards-grid").filter(has_text="val_loss")
     for name in TRIALS.values():
         expect(chart.get_by_text(f"{name} (val_loss)", exact=True)).to_be_attached()
     lines = chart.locator(".scatterlayer .trace path.js-line")
     expect(lines.nth(COUNT - 1)).to_be_attached()
+    expect(browser_page.locator(".js-plotly-plot")).to_have_count(1)  # no other metric's chart
 
 
 def test_the_description_leads_to_the_winner_and_its_machine(

@@ -76,7 +76,7 @@ def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
     for part in (
         "**Verdict:** converged: it is flat",
         "`training.lr=1e-5`",
-        f"**Winner:** [001]({link}) (lr=1.00e-04), val_loss 0.5 at step 9",
+        f"**Winner:** [001]({link}) lr=1.00e-04, val_loss 0.5 at step 9",
         "sesttune promote --sweep sweep",
         "12,000 steps, 2 GPU-hours, wall-clock 1 h 2 min",
         "planned were 1:00:00",
