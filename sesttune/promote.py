@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sesttune.data.trial_data import TrialData
     from sesttune.held_out import Model
+    from sesttune.run_setup import Run
     from sesttune.tracking.aliases import Version
 
 
@@ -51,30 +52,31 @@ def main(argv: Sequence[str]) -> int:
     if args.export_state is not None and (args.sweep is None or args.export_state.exists()):
         raise UserError(f"--export-state {args.export_state} must be new, and goes with --sweep")
     console = open_console()
-    if args.sweep is not None:
-        return _promote(args, console)
     from sesttune.config.load import load_config
-    from sesttune.tracking.store import tracking_uri
+    from sesttune.run_setup import open_run
+    from sesttune.tracking.store import mlflow_store, tracking_uri
 
-    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
-    return _roll_back(uri, args.alias, console) if args.rollback else _list(uri, console)
+    known = None if args.sweep is None else open_run(args.output_dir, args.sweep)
+    config = known.config if known else load_config([f"output_dir={args.output_dir}"])
+    uri = tracking_uri(config)
+    with mlflow_store(uri):
+        if known is not None:
+            return _promote(known, args, uri, console)
+        return _roll_back(uri, args.alias, console) if args.rollback else _list(uri, console)
 
 
-def _promote(args: argparse.Namespace, console: "Console") -> int:
+def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console") -> int:
     from safetensors.numpy import load_file
 
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
     from sesttune.model.state_export import export_state, infer_command
-    from sesttune.run_setup import open_run, prepared_data
+    from sesttune.run_setup import prepared_data
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
     from sesttune.tracking.registry import FEATURES_FILE, log_held_out, register, write_model
-    from sesttune.tracking.store import tracking_uri
     from sesttune.tracking.sync import RunTracker
 
-    known = open_run(args.output_dir, args.sweep)
     record = chosen_trial(known, args.trial)
-    uri = tracking_uri(known.config)
     tracker = RunTracker(known.folder, uri, known.config.tracking.experiment)
     tracker.sync()
     run_id = tracker.trial_run(record.id)
@@ -199,17 +201,24 @@ def _list(uri: str, console: "Console") -> int:
         console.print(f"no version of {MODEL_NAME} is registered yet")
         return 0
     table = Table(box=SIMPLE_HEAD)
-    known = ("sweep", "trial", "step", "val_loss", "held_out")
-    for column in ("version", "alias", "registered", *known, "loss", "Pearson Δ"):
-        table.add_column(column.replace("_", " "))
+    known = ("sweep", "trial", "step", "held_out")
+    for column in ("version", "alias", "registered", *known, "val_loss", "loss", "Pearson Δ"):
+        foldable = column in ("registered", "sweep")
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=not foldable)
     for item in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_ms / 1000))
         split = item.tags.get("held_out")
-        scored = (f"{split}_loss", f"{split}_pearson_delta")
-        tags = [item.tags.get(key, "-") for key in (*known, *scored)]
-        table.add_row(item.version, ", ".join(item.aliases), when, *tags)
+        tags = [item.tags.get(key, "-") for key in known]
+        scored = ("val_loss", f"{split}_loss", f"{split}_pearson_delta")
+        values = [_short(item.tags.get(key, "-")) for key in scored]
+        table.add_row(item.version, ", ".join(item.aliases), when, *tags, *values)
     console.print(table)
     return 0
+
+
+def _short(value: str) -> str:
+    """A number in four digits; `-` stays."""
+    return value if value == "-" else f"{float(value):.4g}"
 
 
 if __name__ == "__main__":

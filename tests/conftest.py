@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,16 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_tracking_server_of_ones_own() -> None:
+    """Neither the developer's, nor one that a test's own `mlflow.set_tracking_uri` left behind.
+
+    Before a module's own fixtures, some of which run commands.
+    """
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(autouse=True)
 def no_tracking_server_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the developer's server nor one that `mlflow.set_tracking_uri` left behind."""
+    """Nor one of the test before."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -1,6 +1,8 @@
 """Promotion through the command, over a real MLflow store: the tests run in their order."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,10 @@ def test_force_promotes_and_records_why_and_rollback_undoes_it(
     assert aliases == {"3": ("previous",), "2": ("champion",), "1": ()}
 
 
-def test_list_shows_every_version(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_version(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert call(outputs, "--list") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     listed = {row[0]: row[1:] for row in rows if row and row[0].isdigit()}
@@ -125,6 +130,22 @@ def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
     assert "kept checkpoints of steps 20, 40, 60" in capsys.readouterr().err
     assert call(outputs, "--rollback", "--alias", "early") == 2
     assert "is the first 'early': nothing to roll back to" in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_is_one_line(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = f"http://user:secret@127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    for arguments in (["--sweep", GOOD], ["--list"], ["--rollback"]):
+        assert call(outputs, *arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: MLflow at http://127.0.0.1:")
+        assert "secret" not in error
+        assert len(error.splitlines()) == 1
+    assert os.environ["MLFLOW_TRACKING_URI"] == away
 
 
 @pytest.mark.parametrize(

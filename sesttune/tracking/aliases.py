@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from sesttune.errors import UserError
-from sesttune.tracking.store import quick_client, require_store, without_secrets
+from sesttune.tracking.store import quick_client, require_store
 
 MODEL_NAME = "se-st"
 PREVIOUS = "previous"
@@ -36,15 +36,14 @@ def registry(uri: str) -> MlflowClient:
 
 
 def versions(uri: str) -> list[Version]:
-    """Every version of the model, the newest first. Raises UserError where MLflow is away."""
+    """Every version of the model, the newest first."""
     client = registry(uri)
     try:
         known = client.get_registered_model(MODEL_NAME)
     except MlflowException as error:
-        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            return []
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"MLflow at {without_secrets(uri)}: {reason}") from None
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return []
     aliases: dict[str, list[str]] = {}
     for alias, version in known.aliases.items():
         aliases.setdefault(str(version), []).append(alias)

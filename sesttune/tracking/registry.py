@@ -27,7 +27,7 @@ from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
-from sesttune.tracking.store import quick_client, require_store
+from sesttune.tracking.store import mlflow_store, require_store
 
 FEATURES_FILE = "features.safetensors"
 HEAD_ARTIFACT = "head"
@@ -53,12 +53,10 @@ def register(
 ) -> str:
     """Register the model files in `folder` (`write_model`); returns the version's number.
 
-    `run_id` is the trial's MLflow run, `about` as written there. No alias is touched.
+    `run_id` is the trial's MLflow run, `about` as written there. No alias is touched. Raises
+    UserError where MLflow is away.
     """
-    quick_client()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    with tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id=run_id):
+    with mlflow_store(uri), tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id):
         info = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             python_model=str(PYFUNC),
@@ -148,11 +146,11 @@ def fetch_model(model: str, uri: str) -> Path:
             )
         return Path(model)
     require_store(uri)
-    quick_client()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(model))
+        with mlflow_store(uri):
+            folder = Path(mlflow.artifacts.download_artifacts(model))
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"--model {model}: not in the MLflow registry ({reason})") from None

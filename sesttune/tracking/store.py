@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -60,6 +62,33 @@ def unreachable(uri: str) -> str | None:
     except Exception as error:
         return problem(error, uri)
     return None
+
+
+@contextmanager
+def mlflow_store(uri: str) -> Iterator[None]:
+    """MLflow's own functions use the store at `uri` inside; errors of MLflow become a UserError.
+
+    MLflow puts the address into the environment, where it would send the rest of the process, and
+    whatever it starts, to this store: it is taken out again.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    quick_client()
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"MLflow at {without_secrets(uri)}: {problem(error, uri)}") from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def require_store(uri: str) -> None:

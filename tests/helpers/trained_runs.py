@@ -31,8 +31,6 @@ def write_settings(folder: Path) -> Path:
     tiny = write_embedded(folder)
     settings = tiny.settings(**{"data.kwargs.embed_key": EMBED_KEY})
     settings["output_dir"] = str(folder / "outputs")
-    # By name: `mlflow.set_tracking_uri` of an earlier test may still be in the environment.
-    settings["tracking.uri"] = f"sqlite:///{folder}/outputs/mlflow.db"
     nested = OmegaConf.create({})
     for key, value in settings.items():
         OmegaConf.update(nested, key, value)
