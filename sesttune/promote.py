@@ -191,7 +191,6 @@ def _roll_back(uri: str, alias: str, console: "Console") -> int:
 
 
 def _list(uri: str, console: "Console") -> int:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from sesttune.tracking.aliases import MODEL_NAME, versions
@@ -200,18 +199,27 @@ def _list(uri: str, console: "Console") -> int:
     if not found:
         console.print(f"no version of {MODEL_NAME} is registered yet")
         return 0
-    table = Table(box=SIMPLE_HEAD)
-    known = ("sweep", "trial", "step", "held_out")
-    for column in ("version", "alias", "registered", *known, "val_loss", "loss", "Pearson Δ"):
-        foldable = column in ("registered", "sweep")
-        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=not foldable)
+    table = Table(box=None, pad_edge=False)  # fits 80 columns
+    for column in (
+        "version",
+        "alias",
+        "on",
+        "trial",
+        "step",
+        "val_loss",
+        "held out",
+        "Pearson Δ",
+    ):
+        table.add_column(column, overflow="fold", no_wrap=column != "trial")
     for item in found:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_ms / 1000))
         split = item.tags.get("held_out")
-        tags = [item.tags.get(key, "-") for key in known]
-        scored = ("val_loss", f"{split}_loss", f"{split}_pearson_delta")
-        values = [_short(item.tags.get(key, "-")) for key in scored]
-        table.add_row(item.version, ", ".join(item.aliases), when, *tags, *values)
+        when = time.strftime("%Y-%m-%d", time.localtime(item.created_ms / 1000))
+        keys = ("val_loss", f"{split}_loss", f"{split}_pearson_delta")
+        val_loss, loss, pearson = (_short(item.tags.get(key, "-")) for key in keys)
+        trial = f"{item.tags.get('sweep', '-')}/{item.tags.get('trial', '-')}"
+        step, aliases = item.tags.get("step", "-"), ", ".join(item.aliases)
+        scores = (val_loss, f"{loss} ({split})", pearson)
+        table.add_row(item.version, aliases, when, trial, step, *scores)
     console.print(table)
     return 0
 

@@ -105,15 +105,16 @@ def test_force_promotes_and_records_why_and_rollback_undoes_it(
 def test_list_shows_every_version(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     assert call(outputs, "--list") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     listed = {row[0]: row[1:] for row in rows if row and row[0].isdigit()}
     assert list(listed) == ["3", "2", "1"]
     assert listed["3"][0] == "previous"
     assert listed["2"][0] == "champion"
-    assert listed["2"][3:6] == [GOOD, "001", "60"]
-    assert listed["1"][2:5] == [POOR, "001", "1"]  # no alias
+    assert listed["2"][2:4] == [f"{GOOD}/001", "60"]
+    assert listed["1"][1:3] == [f"{POOR}/001", "1"]  # no alias
+    assert listed["1"][4:6] != ["-", "(test)"]
 
 
 def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
