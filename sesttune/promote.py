@@ -208,7 +208,7 @@ def _list(uri: str, console: "Console") -> int:
         "step",
         "val_loss",
         "held out",
-        "Pearson Δ",
+        "Pearson",
     ):
         table.add_column(column, overflow="fold", no_wrap=column != "trial")
     for item in found:

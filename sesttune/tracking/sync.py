@@ -88,7 +88,8 @@ class RunTracker:
     def _parent(self) -> str:
         if "parent" not in self._cursor:
             about = self._about
-            run = self._find_or_create(about["id"], self.folder.name, self._common_tags())
+            began = (self.folder / "data.json").stat().st_mtime
+            run = self._find_or_create(about["id"], self.folder.name, self._common_tags(), began)
             self._client.set_tag(run, NOTE_TAG, describe_run(self.folder, about, None))
             metrics = {f"baseline_{name}": loss for name, loss in about["baselines"].items()}
             self._send_metrics(run, [{"step": 0, "time": 0.0, **metrics}])
@@ -101,7 +102,9 @@ class RunTracker:
         if state is None:
             tags = {**self._common_tags(), PARENT_TAG: parent, "trial": record.id}
             source = f"{self._about['id']}/{record.id}"
-            run = self._find_or_create(source, trial_name(record), tags)
+            lines = record.metrics()
+            began = lines[0]["time"] if lines else None
+            run = self._find_or_create(source, trial_name(record), tags, began)
             params = [Param(key, str(value)) for key, value in record.params.items()]
             self._client.log_batch(run, params=params)
             state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "ended": None}
@@ -136,7 +139,9 @@ class RunTracker:
             RunTag("trial_status", record.status),
         ]
         self._client.log_batch(run, tags=tags)
-        self._client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
+        lines = record.metrics()
+        status = "FAILED" if record.status == "failed" else "FINISHED"
+        self._client.set_terminated(run, status, _ms(lines[-1]["time"] if lines else None))
 
     def _finish(self, parent: str, result: dict[str, Any]) -> None:
         self._client.set_tag(parent, NOTE_TAG, self._description(result))
@@ -153,7 +158,7 @@ class RunTracker:
             best = {key: top[key] for key in ("best_val_loss", "best_step")}
             # MLflow shows the point of the largest step: of two endings the later one must win.
             self._send_metrics(parent, [{"step": 0, "time": result["last_at"], **best}])
-        self._client.set_terminated(parent)
+        self._client.set_terminated(parent, end_time=_ms(result["last_at"] or None))
         self._cursor["result"] = result
         self._save()
 
@@ -189,12 +194,16 @@ class RunTracker:
         }
         return describe_run(self.folder, self._about, result, links)
 
-    def _find_or_create(self, source: str, name: str, tags: dict[str, str]) -> str:
+    def _find_or_create(
+        self, source: str, name: str, tags: dict[str, str], began: float | None
+    ) -> str:
+        """The run of `source`; a new one began then (seconds since the epoch; None: now)."""
         experiment = self._experiment_id()
         found = self._client.search_runs([experiment], f"tags.`{SOURCE_TAG}` = '{source}'")
         if found:
             return str(found[0].info.run_id)
-        run = self._client.create_run(experiment, tags={**tags, SOURCE_TAG: source}, run_name=name)
+        tags = {**tags, SOURCE_TAG: source}
+        run = self._client.create_run(experiment, _ms(began), tags, name)
         return str(run.info.run_id)
 
     def _experiment_id(self) -> str:
@@ -234,3 +243,7 @@ class RunTracker:
 
     def _save(self) -> None:
         write_text(self.folder / CURSOR, json.dumps(self._cursor))
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(1000 * seconds)

@@ -167,6 +167,9 @@ def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path)
     for _ in range(2):
         RunTracker(folder, uri, str(tmp_path)).sync()
     before = runs(uri, str(tmp_path))
+    trial = before["001 lr=1.0e-04 batch=8"].info
+    times = (trial.start_time, trial.end_time)
+    assert times == (1_700_000_000_000, 1_700_000_005_000), "when it ran, not when it was sent"
     (folder / "tracking.json").unlink()  # all memory of what was delivered is lost
     RunTracker(folder, uri, str(tmp_path)).sync()
     after = runs(uri, str(tmp_path))
