@@ -53,9 +53,9 @@ def write_report(
     """
     from sesttune.atomic import replacing, write_text
     from sesttune.report_data import read_report
+    from sesttune.reporting.figures import draw_all
+    from sesttune.reporting.page import page
     from sesttune.result import NUMBERS, PLOTS, REPORT
-    from sesttune.tracking.report_figures import draw_all
-    from sesttune.tracking.report_page import page
 
     data = read_report(run, outcome, ended)
     figures = draw_all(data)

@@ -14,6 +14,19 @@ from typing import Any
 
 from sesttune.config.schema import Config
 from sesttune.plan_run import read_plan, trained_steps
+from sesttune.reporting.values import (
+    DONE,
+    FAILED,
+    LIMIT,
+    OPEN,
+    RUNG,
+    Axis,
+    Moment,
+    ReportData,
+    TimeSpent,
+    Trial,
+)
+from sesttune.reporting.values import PATIENCE as SPENT_PATIENCE
 from sesttune.result import board_cells, closing_lines
 from sesttune.run_setup import DATA, Run
 from sesttune.search.importance import Importance, importance
@@ -27,19 +40,6 @@ from sesttune.search.space import Parameter, SearchSpace
 from sesttune.search.space_file import parse_space
 from sesttune.search.trial_state import ASHA, BUDGET, MAX_STEPS, PATIENCE
 from sesttune.tracking.describe import SHORT, trial_name
-from sesttune.tracking.report_values import (
-    DONE,
-    FAILED,
-    LIMIT,
-    OPEN,
-    RUNG,
-    Axis,
-    Moment,
-    ReportData,
-    TimeSpent,
-    Trial,
-)
-from sesttune.tracking.report_values import PATIENCE as SPENT_PATIENCE
 from sesttune.training.records import TrialRecord, list_trials
 from sesttune.training.time_spent import Interval, Line, intervals
 

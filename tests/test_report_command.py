@@ -14,9 +14,9 @@ from helpers.run_folder import write_curve, write_result, write_sweep
 from sesttune.command import run as run_command
 from sesttune.report import main, try_report
 from sesttune.report_data import read_report
+from sesttune.reporting.values import DONE, OPEN, PATIENCE, RUNG, Moment, ReportData
 from sesttune.run_setup import open_run
 from sesttune.search.outcome import read_outcome
-from sesttune.tracking.report_values import DONE, OPEN, PATIENCE, RUNG, Moment, ReportData
 
 LR, BATCH, STEPS = "training.lr", "training.batch_size", "training.max_steps"
 GRID = {

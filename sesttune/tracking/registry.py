@@ -27,7 +27,7 @@ from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
-from sesttune.tracking.store import mlflow_store, require_store
+from sesttune.tracking.store import mlflow_store, problem, require_store
 
 FEATURES_FILE = "features.safetensors"
 HEAD_ARTIFACT = "head"
@@ -146,14 +146,12 @@ def fetch_model(model: str, uri: str) -> Path:
             )
         return Path(model)
     require_store(uri)
-    try:
-        with mlflow_store(uri):
+    with mlflow_store(uri):
+        try:
             folder = Path(mlflow.artifacts.download_artifacts(model))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"--model {model}: not in the MLflow registry ({reason})") from None
+        except Exception as error:  # MLflow's own, and those of each kind of store
+            reason = problem(error, uri)
+            raise UserError(f"--model {model}: not in the MLflow registry ({reason})") from None
     heads = list(folder.rglob("head.json"))
     if len(heads) != 1:
         raise UserError(f"--model {model} is not a model that sesttune registered")

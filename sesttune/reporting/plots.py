@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sesttune.tracking.plot_style import (
+from sesttune.reporting.style import (
     BLUE,
     DARK,
     GREEN,
@@ -26,7 +26,7 @@ from sesttune.tracking.plot_style import (
     shortened,
     steps_axis,
 )
-from sesttune.tracking.report_values import (
+from sesttune.reporting.values import (
     DONE,
     FAILED,
     LIMIT,

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sesttune.tracking.plot_style import BLUE, DARK, LOSSES, label, new_figure, number
-from sesttune.tracking.report_values import Axis, ReportData, Trial
+from sesttune.reporting.style import BLUE, DARK, LOSSES, label, new_figure, number
+from sesttune.reporting.values import Axis, ReportData, Trial
 
 NOT_SEARCHED = -0.12
 """Where a trial lies on the axis of a key that its conditions left out."""

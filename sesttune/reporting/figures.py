@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from sesttune.tracking.plots import best_so_far, learning_curves, step_times
-from sesttune.tracking.plots_of_space import (
+from sesttune.reporting.plots import best_so_far, learning_curves, step_times
+from sesttune.reporting.plots_of_space import (
     BATCH,
     LR,
     heat_map,
@@ -15,7 +15,7 @@ from sesttune.tracking.plots_of_space import (
     parallel_coordinates,
     parameter_importance,
 )
-from sesttune.tracking.report_values import ReportData
+from sesttune.reporting.values import ReportData
 
 DPI = 150
 

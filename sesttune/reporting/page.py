@@ -9,8 +9,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from sesttune.tracking.report_figures import Shown
-from sesttune.tracking.report_values import ReportData
+from sesttune.reporting.figures import Shown
+from sesttune.reporting.values import ReportData
 
 COMMANDS = ("promote", "browse")
 """Closing lines that are commands to paste."""

@@ -4,9 +4,9 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from sesttune.tracking.report_figures import Shown
-from sesttune.tracking.report_page import page
-from sesttune.tracking.report_values import ReportData
+from sesttune.reporting.figures import Shown
+from sesttune.reporting.page import page
+from sesttune.reporting.values import ReportData
 
 EVIL = "<script>alert('x')</script> & \"more\""
 DATA = ReportData(

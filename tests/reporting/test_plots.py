@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from sesttune.tracking.plot_style import GREY, number
-from sesttune.tracking.plots import COLOURS, MARKERS, best_so_far, learning_curves, step_times
-from sesttune.tracking.plots_of_space import (
+from sesttune.reporting.figures import draw_all
+from sesttune.reporting.plots import COLOURS, MARKERS, best_so_far, learning_curves, step_times
+from sesttune.reporting.plots_of_space import (
     BATCH,
     LR,
     heat_map,
@@ -22,8 +22,8 @@ from sesttune.tracking.plots_of_space import (
     parallel_coordinates,
     parameter_importance,
 )
-from sesttune.tracking.report_figures import draw_all
-from sesttune.tracking.report_values import (
+from sesttune.reporting.style import GREY, number
+from sesttune.reporting.values import (
     DONE,
     PATIENCE,
     RUNG,
