@@ -95,7 +95,7 @@ def _store(each: "Run") -> str:
 def _amount(left: "Undelivered") -> str:
     parts = [f"{left.lines:,} points"]
     if left.trials:
-        parts.append(f"news of {left.trials:,} trials")
+        parts.append(f"news of {left.trials:,} trial{'s' if left.trials > 1 else ''}")
     if left.result:
         parts.append("the result")
     return ", ".join(parts)
