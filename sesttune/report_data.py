@@ -27,7 +27,7 @@ from sesttune.reporting.values import (
     Trial,
 )
 from sesttune.reporting.values import PATIENCE as SPENT_PATIENCE
-from sesttune.result import board_cells, closing_lines
+from sesttune.result import board_cells, closing_lines, cost_unit
 from sesttune.run_setup import DATA, Run
 from sesttune.search.importance import Importance, importance
 from sesttune.search.outcome import SweepOutcome
@@ -61,8 +61,8 @@ def read_report(run: Run, outcome: SweepOutcome, ended: bool) -> ReportData:
     space = None if run.space is None else parse_space(run.space, str(folder / "sweep.yaml"))
     weights = _importance(space, trials)
     columns, rows = board_cells(outcome)
-    on_gpus = any(line["gpu_mem_gib"] > 0 for made in own.values() for line, _ in made)
-    progress, found = _progress(own, trials, gpu_share(run) if on_gpus else 1.0)
+    unit = cost_unit(line for made in own.values() for line, _ in made)
+    progress, found = _progress(own, trials, gpu_share(run) if unit == "GPU-hours" else 1.0)
     plan = read_plan(folder)
     return ReportData(
         name=folder.name,
@@ -72,7 +72,7 @@ def read_report(run: Run, outcome: SweepOutcome, ended: bool) -> ReportData:
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
         trials=trials,
-        unit="GPU-hours" if on_gpus else "slot-hours",
+        unit=unit,
         rungs=_rungs(plan.rungs if plan else None, space, config),
         baselines=about["baselines"],
         progress=progress,

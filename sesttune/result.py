@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,13 @@ def _cost(folder: Path, last: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Steps, and where a driver counted them seconds of wall-clock and of GPUs (slots without)."""
     spent = folder / SPENT
     took = json.loads(spent.read_text()) if spent.exists() else {}
-    on_gpu = any(line.get("gpu_mem_gib") for line in last)
-    unit = "GPU-hours" if on_gpu else "slot-hours"
-    return {"steps": trained_steps(folder), **took, "unit": unit}
+    return {"steps": trained_steps(folder), **took, "unit": cost_unit(last)}
+
+
+def cost_unit(lines: Iterable[Mapping[str, float]]) -> str:
+    """The unit of a trial's time, by report lines: of slots where no GPU was used."""
+    on_gpus = any(line.get("gpu_mem_gib", 0.0) > 0 for line in lines)
+    return "GPU-hours" if on_gpus else "slot-hours"
 
 
 def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:

@@ -132,7 +132,6 @@ def test_a_challenge_entry_holds_the_same_predictions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     source = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
     arguments = ["--model", "models:/se-st@champion", "--adata", str(source), "--vcc"]
     assert run_command(predict.main, [*arguments, "--output", "entry.h5ad"]) == 0
@@ -213,7 +212,6 @@ def test_promote_and_predict_refuse_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     whole = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
     options = {
         "promote": {"--sweep": "first"},

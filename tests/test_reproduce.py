@@ -32,21 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = write_embedded(folder)
     more = {"data.kwargs.embed_key": EMBED_KEY, "training.train_seed": 7, "name": "first"}
     settings = tiny.settings(**more, output_dir=str(folder / "outputs"))
-    patch = pytest.MonkeyPatch()
-    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     assert run(train.main, [f"{key}={value}" for key, value in settings.items()]) == 0
     torch.set_num_threads(threads)
     arguments = ["--sweep", "first", "--output-dir", str(folder / "outputs")]
     assert run(promote.main, arguments) == 0
-    patch.undo()
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def call(folder: Path, *more: str) -> list[str]:

@@ -23,6 +23,8 @@ def predict_every_cell(
         for condition in conditions
         for start in range(0, len(condition.rows), length)
     ]
+    if not taken:
+        return
     rows = np.stack([np.resize(part, length) for _, part in taken])
     paired = ControlPool(store).pair(rows, np.random.default_rng(seed))
     perts = np.array([pert for pert, _ in taken], np.int64)

@@ -2,7 +2,7 @@
 
 A trial reads them itself, once a validation, into its metrics line: they reach MLflow as every
 other metric does, also when the server was away. They come from the kernel's counters without a
-thread and without psutil: a reading took 26 µs on a CPU (the median of 500).
+thread and without psutil: a reading takes some 40 µs on a CPU.
 """
 
 import os

@@ -121,5 +121,6 @@ def test_every_cell_is_predicted_once(trained: Trained) -> None:
     rows = np.concatenate([rows for rows, _ in found])
     assert sorted(rows) == sorted(np.concatenate([c.rows for c in conditions]))
     assert all(values.shape == (len(rows), store.n_genes) for rows, values in found)
+    assert list(predict_every_cell(store, [], trained.predictor(), 8, seed=1)) == []
     again = list(predict_every_cell(store, conditions, trained.predictor(), 8, seed=1))
     assert all((a[1] == b[1]).all() for a, b in zip(found, again, strict=True))

@@ -20,7 +20,9 @@ FEATURES = {
 }
 
 
-def promoted(folder: Path, **settings: object) -> tuple[STHead, dict[str, Any]]:
+def promoted(
+    folder: Path, sizes: HeadConfig = SIZES, **settings: object
+) -> tuple[STHead, dict[str, Any]]:
     """Write the files of a registered model into `folder` and read them back."""
     config = load_config(base={"model.kwargs.st_cell_set_len": SET_LENGTH, **settings})
     torch.manual_seed(0)
@@ -30,9 +32,9 @@ def promoted(folder: Path, **settings: object) -> tuple[STHead, dict[str, Any]]:
         "config": to_dict(config),
         "encoder": {"path": "se.ckpt", "sha256": "e" * 64, "label": "tiny encoder"},
         "data_fingerprint": "f" * 16,
-        "genes": [f"G{i}" for i in range(SIZES.output_dim)],
+        "genes": [f"G{i}" for i in range(sizes.output_dim)],
     }
     folder.mkdir()
-    export_head(folder, STHead(SIZES), about)
+    export_head(folder, STHead(sizes), about)
     save_file(FEATURES, folder / FEATURES_FILE)
     return import_head(folder)

@@ -15,7 +15,7 @@ import yaml
 from helpers.promoted import FEATURES, SET_LENGTH, SIZES, promoted
 
 from sesttune.errors import UserError
-from sesttune.model.st_head import STHead
+from sesttune.model.st_head import HeadConfig, STHead
 from sesttune.model.state_export import TOKENS, export_state
 
 
@@ -80,10 +80,18 @@ def program() -> str:
 
 
 @pytest.mark.oracle
-def test_the_public_infer_predicts_what_the_head_predicts(tmp_path: Path) -> None:
-    head, about = promoted(tmp_path / "head")
-    with torch.no_grad():  # so that cells differ, and some values pass 14, where `infer` cuts
-        head.project_out[-1].weight.mul_(300)
+@pytest.mark.parametrize(
+    ("sizes", "gain", "highest"),
+    # So that cells differ; of the small head some values pass 14, where `infer` cuts.
+    [(SIZES, 300, 14), (HeadConfig(2_058, 8, 18_080), 200, 1)],
+    ids=["small", "the plan's size"],
+)
+def test_the_public_infer_predicts_what_the_head_predicts(
+    tmp_path: Path, sizes: HeadConfig, gain: float, highest: float
+) -> None:
+    head, about = promoted(tmp_path / "head", sizes)
+    with torch.no_grad():
+        head.project_out[-1].weight.mul_(gain)
     export_state(tmp_path / "state", head, about, FEATURES)
     rng = np.random.default_rng(0)
     # Two cell types; windows that are full and that are not.
@@ -93,8 +101,8 @@ def test_the_public_infer_predicts_what_the_head_predicts(tmp_path: Path) -> Non
         {"target_gene": labels * 2, "cell_type": ["alpha"] * len(labels) + ["beta"] * len(labels)},
         index=[f"cell{i}" for i in range(2 * len(labels))],
     )
-    cells = anndata.AnnData(np.zeros((len(obs), SIZES.output_dim), np.float32), obs)
-    cells.obsm["X_state"] = rng.normal(size=(len(obs), SIZES.embed_dim)).astype(np.float32)
+    cells = anndata.AnnData(np.zeros((len(obs), sizes.output_dim), np.float32), obs)
+    cells.obsm["X_state"] = rng.normal(size=(len(obs), sizes.embed_dim)).astype(np.float32)
     cells.write_h5ad(tmp_path / "in.h5ad")
     call = [program(), "tx", "infer", "--model-dir", str(tmp_path / "state"), "--seed", "3"]
     call += ["--adata", str(tmp_path / "in.h5ad"), "--output", str(tmp_path / "out.h5ad")]
@@ -106,7 +114,7 @@ def test_the_public_infer_predicts_what_the_head_predicts(tmp_path: Path) -> Non
     expected = ours.clip(0, 14)
     difference = float(np.abs(found - expected).max())
     print(f"largest difference {difference:.2g}, values up to {ours.max():.3g}")
-    assert ours.max() > 14
+    assert ours.max() > highest
     assert expected.std(0).max() > 0.1, "cells and perturbations differ"
     assert difference <= 1e-4
 
@@ -115,7 +123,7 @@ def predictions(head: STHead, cells: anndata.AnnData, seed: int) -> np.ndarray:
     """What our head predicts from the controls that `infer` draws with this seed."""
     rng = np.random.RandomState(seed)
     pert, kind = (cells.obs[column].astype(str).to_numpy() for column in cells.obs.columns)
-    out = np.full((cells.n_obs, SIZES.output_dim), np.nan, np.float32)
+    out = np.full((cells.n_obs, head.config.output_dim), np.nan, np.float32)
     vectors = {**FEATURES, "non-targeting": np.zeros(8, np.float32)}
     for cell_type in np.unique(kind):
         pool = np.flatnonzero((kind == cell_type) & (pert == "non-targeting"))

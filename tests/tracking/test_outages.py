@@ -175,7 +175,7 @@ def active(uri: str, experiment: str) -> list[str]:
     return [run.info.run_id for run in client.search_runs([found.experiment_id])]
 
 
-def test_two_processes_that_deliver_take_turns(uri: str, tmp_path: Path) -> None:
+def test_two_that_deliver_take_turns(uri: str, tmp_path: Path) -> None:
     folder, experiment = write_run(tmp_path / "sweep", trials=3), str(tmp_path)
     with (
         BackgroundSync(folder, uri, experiment, QUICK_S) as one,

@@ -200,9 +200,9 @@ while True:
 """
 
 
-def test_kill_9_leaves_no_duplicate_and_no_hole(tmp_path: Path) -> None:
-    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", write_run(tmp_path / "sweep", trials=4)
-    command = [sys.executable, "-c", SYNC_FOREVER, str(folder), uri, "x"]
+def test_kill_9_leaves_no_duplicate_and_no_hole(uri: str, tmp_path: Path) -> None:
+    folder, experiment = write_run(tmp_path / "sweep", trials=4), str(tmp_path)
+    command = [sys.executable, "-c", SYNC_FOREVER, str(folder), uri, experiment]
     for turn in range(3):
         for trial in ("001", "002", "003", "004"):
             report(folder, trial, range(50 * turn, 50 * (turn + 1)))
@@ -218,9 +218,9 @@ def test_kill_9_leaves_no_duplicate_and_no_hole(tmp_path: Path) -> None:
                 time.sleep(0.001)  # killed right after some trial was delivered
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    RunTracker(folder, uri, "x").sync()
-    assert_whole(uri, folder, "x")
-    assert len(history(uri, runs(uri, "x")["004 lr=4.0e-04 batch=8"])) == 150
+    RunTracker(folder, uri, experiment).sync()
+    assert_whole(uri, folder, experiment)
+    assert len(history(uri, runs(uri, experiment)["004 lr=4.0e-04 batch=8"])) == 150
 
 
 def test_a_trial_of_a_resumed_sweep_goes_on_in_its_run(uri: str, tmp_path: Path) -> None:
