@@ -146,14 +146,13 @@ def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
     if best is not last and risen >= RISE and train_fell:
         return (
             f"val_loss rose {100 * risen:.1f} % from its best {best['val_loss']:.4g} at step "
-            f"{_at(best)} to {last['val_loss']:.4g}, train_loss is {last['train_loss']:.4g}; "
-            f"best.ckpt is of step {_at(best)}"
+            f"{_at(best)} to {last['val_loss']:.4g}, train_loss is {last['train_loss']:.4g}"
         )
     flat = len(lines) == 1 or best is not last
     if flat and last["val_loss"] >= GAP * last["train_loss"]:
         return (
             f"train_loss {last['train_loss']:.4g}, but val_loss {last['val_loss']:.4g}; "
-            f"best.ckpt is of step {_at(best)}"
+            f"the best is that of step {_at(best)}"
         )
     return None
 

@@ -97,7 +97,7 @@ def test_val_loss_that_turned_while_training_went_on_is_overfit_and_names_the_be
     points = [(s, 4 - 3 * s / 40_000, 3 + abs(s - 20_000) / 40_000) for s in range(0, 40_001, 500)]
     found = judge(curve(points), CONFIG)
     assert found.label == "overfit"
-    assert "best.ckpt is of step 20,000" in found.evidence
+    assert "from its best 3 at step 20,000" in found.evidence
     assert found.remedy == "training.max_steps=20000"
 
 
