@@ -1,6 +1,7 @@
 """How fast cells become SE embeddings, beside the public implementation where it is installed.
 
     python benchmarks/encode.py                           # mid size, CPU or GPU as found
+    python benchmarks/encode.py --precision fp32 bf16     # both, side by side
     python benchmarks/encode.py --size se600m             # SE-600M's shape, random weights
     pip install -e '.[oracle]'                            # adds arc-state to the comparison
 
@@ -13,10 +14,12 @@ import importlib.util
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anndata
@@ -39,42 +42,115 @@ SIZES = {
     "se600m": SESizes(5_120, 2_048, 2_048, 2_048, 16, 16, 2_048),
 }
 GENES, VOCABULARY, EXPRESSED = 36_600, 19_790, 3_000
+PUBLIC = "arc-state"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="mid")
-    parser.add_argument("--cells", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--cells", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument(
+        "--precision", nargs="+", default=["auto"], choices=("auto", "fp32", "bf16")
+    )
     parser.add_argument("--batch-size", type=int, help="ours; default: by device")
     parser.add_argument("--public-batch-size", type=int, default=8, help="arc-state: %(default)s")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    sizes = SIZES[args.size]
-    print(
-        f"tokeniser, one core: {tokeniser_rate():,.0f} cells/s ({EXPRESSED:,} of {GENES:,} genes)"
-    )
+    if args.worker:
+        return work(*args.worker, args)
+    rate = tokeniser_rate()
+    print(f"tokeniser, one core: {rate:,.0f} cells/s ({EXPRESSED:,} of {GENES:,} genes)")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        symbols = [f"G{i}" for i in range(VOCABULARY)]
-        model, proteins = random_encoder(VOCABULARY, sizes, 0)
-        checkpoint = write_encoder(folder, "random", model, symbols, proteins, sizes)
-        del model, proteins
-        path = write_cells(folder / "cells.h5ad", args.cells)
-        files = SEFiles(checkpoint, folder / "protein_embeddings.pt")
-        encoder = SEEncoder(
-            files, device=args.device, precision=args.precision, batch_size=args.batch_size
-        )
-        runs: dict[str, Callable[[], np.ndarray]] = {"sesttune": lambda: ours(encoder, path)}
+        write_model(Path(name), SIZES[args.size])
+        write_cells(Path(name) / "cells.h5ad", args.cells)
+        workers = [f"sesttune {precision}" for precision in args.precision]
         if importlib.util.find_spec("state") is None:
             print("arc-state is not installed: no comparison (pip install -e '.[oracle]')")
         elif args.size == "se600m":
             print("arc-state: not run at this size (it needs hours on a CPU)")
         else:
-            runs["arc-state"] = public(checkpoint, path, sizes, args.public_batch_size)
-        compare(runs, args.cells, args.rounds, sizes, encoder)
+            workers.append(PUBLIC)
+        compare(workers, name, args)
+
+
+def compare(workers: Sequence[str], folder: str, args: argparse.Namespace) -> None:
+    """Run the workers in turn and print their rates."""
+    started = {worker: Worker(worker, folder) for worker in workers}
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    print(f"{where}, torch {torch.__version__}, {SIZES[args.size]}, {args.cells} cells")
+    for number in range(args.rounds + 1):  # the first round warms up
+        for worker in started.values():
+            worker.encode(counted=number > 0)
+    tflop = flop_per_cell(SIZES[args.size]) / 1e12
+    rates = {}
+    for name, worker in started.items():
+        worker.end()
+        rate = rates[name] = args.cells / statistics.median(worker.seconds)
+        computed = "" if name == PUBLIC else f"{rate * tflop:8.3g} TFLOP/s"
+        print(f"{name:<14}{rate:9.3g} cells/s{computed}   {worker.about}")
+    print(f"left to compute: {tflop:.3g} TFLOP a cell")
+    for name, rate in rates.items():
+        if PUBLIC in rates and name != PUBLIC:
+            print(f"ratio {name} / {PUBLIC}: {rate / rates[PUBLIC]:.3g}")
+
+
+class Worker:
+    """An implementation in a process of its own, so that none has another's memory settings."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.seconds: list[float] = []
+        command = [sys.executable, __file__, "--worker", name, folder, *sys.argv[1:]]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+        self.about = self._say("")
+
+    def encode(self, counted: bool) -> None:
+        """All cells once."""
+        took = float(self._say("encode"))
+        self.seconds += [took] if counted else []
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _say(self, what: str) -> str:
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit("a worker failed; its error is above")
+        return str(answer).strip()
+
+
+def work(name: str, folder: str, args: argparse.Namespace) -> None:
+    """A worker: says what it is, then encodes at every line it gets and says the seconds."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the libraries print is no answer
+    checkpoint, path = Path(folder) / "random.ckpt", Path(folder) / "cells.h5ad"
+    about, run = "", lambda: None
+    if name == PUBLIC:
+        run = public(checkpoint, path, SIZES[args.size], args.public_batch_size)  # type: ignore
+    else:
+        encoder = SEEncoder(
+            SEFiles(checkpoint, Path(folder) / "protein_embeddings.pt"),
+            device=args.device,
+            precision=name.split()[1],
+            batch_size=args.batch_size,
+        )
+        about = f"{encoder.device}, {encoder.precision}, {encoder.batch_size} cells a pass"
+        run = lambda: ours(encoder, path)  # type: ignore  # noqa: E731
+    for line in sys.stdin:
+        start = time.perf_counter()
+        if line.strip():
+            run()
+        print(about if not line.strip() else time.perf_counter() - start, file=answers, flush=True)
+
+
+def write_model(folder: Path, sizes: SESizes) -> None:
+    symbols = [f"G{i}" for i in range(VOCABULARY)]
+    model, proteins = random_encoder(VOCABULARY, sizes, 0)
+    write_encoder(folder, "random", model, symbols, proteins, sizes)
 
 
 def tokeniser_rate() -> float:
@@ -90,31 +166,6 @@ def tokeniser_rate() -> float:
             tokenize(x[first : first + 32], match, 2_048, 3, 0)
         times.append(time.perf_counter() - start)
     return x.shape[0] / min(times)
-
-
-def compare(
-    runs: dict[str, Callable[[], np.ndarray]],
-    cells: int,
-    rounds: int,
-    sizes: SESizes,
-    encoder: SEEncoder,
-) -> None:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):  # the first round warms up
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    rates = {name: cells / statistics.median(found) for name, found in times.items()}
-    tflop = flop_per_cell(sizes) / 1e12
-    where = torch.cuda.get_device_name() if encoder.device == "cuda" else f"{os.cpu_count()} cores"
-    print(f"{where}, {encoder.precision}, {encoder.batch_size} cells a pass, {sizes}")
-    for name, rate in rates.items():
-        print(f"{name:<10}{rate:9.3g} cells/s")
-    print(f"sesttune computes {rates['sesttune'] * tflop:.3g} TFLOP/s ({tflop:.3g} TFLOP a cell)")
-    if "arc-state" in rates:
-        print(f"ratio      {rates['sesttune'] / rates['arc-state']:9.3g}")
 
 
 def flop_per_cell(sizes: SESizes) -> float:
@@ -194,12 +245,11 @@ def random_counts(cells: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((values, np.concatenate(rows), indptr), shape=(cells, GENES))
 
 
-def write_cells(path: Path, cells: int) -> Path:
+def write_cells(path: Path, cells: int) -> None:
     names = [f"G{i}" if i < VOCABULARY else f"other{i}" for i in range(GENES)]
     var = pd.DataFrame(index=np.random.default_rng(2).permutation(names))
     obs = pd.DataFrame(index=[f"c{i}" for i in range(cells)])
     anndata.AnnData(random_counts(cells), obs=obs, var=var).write_h5ad(path)
-    return path
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Memory of the host: keep what a step frees for the next one, and what the store takes.
 
 glibc gives large blocks back to the kernel at once and gets them again page by page, zeroed.
-A training step frees and allocates gigabytes: at the plan's size that is a tenth of its time
-(docs/performance.md).
+A training step frees and allocates gigabytes: at the plan's size that is a tenth of its time,
+and so it is of an encoder's pass (docs/performance.md).
 """
 
 import ctypes
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ENVIRONMENT = {
@@ -22,13 +23,17 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 def keep_freed_memory() -> None:
     """The same for this process, as far as its threads are still without arenas."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library than glibc
-        return
-    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)):
-        mallopt(option, value)
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)):
+            mallopt(option, value)
+
+
+def release_freed_memory() -> None:
+    """Give back once what has been kept, for a process that goes on with other things."""
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
 
 
 def mapped_gib(folder: Path) -> tuple[float, float]:
@@ -49,3 +54,8 @@ def mapped_gib(folder: Path) -> tuple[float, float]:
         elif inside and word in found:
             found[word] += int(rest.split()[0])  # kB
     return found["Rss:"] / 2**20, found["Pss:"] / 2**20
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, where it is glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -8,13 +8,13 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_encoder_benchmark_runs_and_prints_its_rates() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "encode.py", "--size", "tiny"]
-    more = ["--cells", "4", "--rounds", "1", "--device", "cpu"]
+    more = ["--cells", "4", "--rounds", "1", "--device", "cpu", "--precision", "fp32", "bf16"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
     assert "tokeniser, one core:" in done.stdout
-    assert "fp32, 4 cells a pass" in done.stdout
-    lines = [line.split() for line in done.stdout.splitlines()]
-    (rate,) = (words[1] for words in lines if words[0] == "sesttune" and words[-1] == "cells/s")
-    assert float(rate) > 0
+    for precision in ("fp32", "bf16"):
+        (line,) = (li for li in done.stdout.splitlines() if li.startswith(f"sesttune {precision}"))
+        assert line.endswith(f"cpu, {precision}, 4 cells a pass")
+        assert float(line.split()[2]) > 0
 
 
 def test_the_training_benchmark_runs_and_compares() -> None:

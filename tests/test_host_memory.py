@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sesttune.training.host_memory import ENVIRONMENT, mapped_gib
+from sesttune.host_memory import ENVIRONMENT, mapped_gib
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 FAULTS = """
 import resource, sys, threading
 import torch
-from sesttune.training.host_memory import keep_freed_memory
+from sesttune.host_memory import keep_freed_memory
 if "keep" in sys.argv:
     keep_freed_memory()
 def step():
@@ -50,11 +50,32 @@ def test_freed_memory_is_used_again(where: str) -> None:
     assert page_faults(where, **ENVIRONMENT) < 1_000
 
 
+def test_kept_memory_can_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    before, kept, released = (int(word) for word in done.stdout.split())
+    assert kept - before > 150_000 > 10_000 > released - before  # kB
+
+
+KEPT = """
+from pathlib import Path
+import torch
+from sesttune.host_memory import keep_freed_memory, release_freed_memory
+def rss():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("VmRSS"))
+keep_freed_memory()
+print(rss())
+torch.ones(50_000_000)
+print(rss())
+release_freed_memory()
+print(rss())
+"""
+
 MAPPED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from sesttune.training.host_memory import mapped_gib
+from sesttune.host_memory import mapped_gib
 folder = Path(sys.argv[1])
 array = np.load(folder / "values.npy", mmap_mode="r")
 array.sum()

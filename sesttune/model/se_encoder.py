@@ -17,6 +17,7 @@ from scipy import sparse
 
 from sesttune.cached_folder import cached_folder, digest
 from sesttune.errors import UserError
+from sesttune.host_memory import keep_freed_memory, release_freed_memory
 from sesttune.model.se_checkpoint import (
     SEFiles,
     SEWeights,
@@ -31,7 +32,7 @@ from sesttune.model.se_transformer import SETransformer, build_transformer
 
 log = logging.getLogger(__name__)
 
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 """Raised when the same files would give other embeddings."""
 CONVERTED_VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -42,9 +43,10 @@ CPU_BATCH, GPU_BATCH = 4, 64
 class SEEncoder:
     """An SE model of the public checkpoint schema. There is no fallback encoder.
 
-    `precision` is `fp32`, `bf16` or `auto` (bf16 on a GPU that has it). `batch_size` is the
-    largest number of cells a pass; out of memory halves it. `seed` draws filler genes. In
-    `cache` are kept the hashes of the files, and their inference tensors as safetensors.
+    `precision` is `fp32`, `bf16` or `auto` (bf16 on a GPU that has it, as in public).
+    `batch_size` is the largest number of cells a pass; out of memory halves it. `seed` draws
+    filler genes. In `cache` are kept the hashes of the files, and their inference tensors as
+    safetensors.
     """
 
     def __init__(
@@ -137,6 +139,8 @@ class SEEncoder:
             done += len(tokens)
             if on_batch is not None:
                 on_batch(done)
+        if self.device == "cpu":
+            release_freed_memory()
         return out
 
     def embed(self, tokens: Tokens) -> np.ndarray:
@@ -199,6 +203,8 @@ class SEEncoder:
 
     def _load(self) -> SETransformer:
         if self._model is None:
+            if self.device == "cpu":
+                keep_freed_memory()
             weights = self._read()
             model = build_transformer(weights, self.files)
             proteins = weights.proteins

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sesttune import host_memory
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.training import host_memory
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,7 +16,7 @@ import torch
 
 from sesttune.config.schema import Config
 from sesttune.data.loader import TrainingBatches
-from sesttune.training.host_memory import mapped_gib
+from sesttune.host_memory import mapped_gib
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress

@@ -17,10 +17,10 @@ from sesttune.config.load import to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
+from sesttune.host_memory import keep_freed_memory
 from sesttune.training.callbacks import Report
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
-from sesttune.training.host_memory import keep_freed_memory
 from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
 from sesttune.training.records import BEST, LAST, note_facts, read_trial, update_trial
 from sesttune.training.trainer import pick_device
