@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sesttune.data.rows import BLOCK, Buffers, CsrRows, dense_rows, gather, signed, unsigned
 
@@ -44,6 +45,14 @@ def test_host_and_device_give_the_same_rows(values: np.dtype, genes: np.dtype, k
     assert np.allclose(on_host, cells.expected[rows], rtol=1e-6)
     moved = gather(cells, rows, pin=False).to(torch.device("cpu")).dense(300)
     assert np.allclose(moved.numpy(), on_host, rtol=1e-6)
+
+
+def test_making_rows_dense_asks_the_device_for_no_value() -> None:
+    """Tensors without values raise where one is asked for, as a GPU would make the host wait."""
+    rows = gather(store(np.uint16, np.uint16, "both"), np.arange(9), pin=False)
+    with FakeTensorMode() as mode:
+        parts = (mode.from_tensor(t) for t in (rows.lengths, rows.scale, rows.genes, rows.values))
+        assert CsrRows(*parts).dense(300).shape == (9, 300)
 
 
 def test_rows_without_values_are_zero() -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sesttune.errors import UserError
 from sesttune.model.losses import (
@@ -9,6 +10,7 @@ from sesttune.model.losses import (
     mean_squared_error,
     sinkhorn_divergence,
 )
+from sesttune.model.st_head import HeadConfig, STHead
 
 
 def in_double(x: Tensor, y: Tensor) -> Tensor:
@@ -49,6 +51,35 @@ def test_energy_distance_gradient_equals_that_of_the_definition() -> None:
         (value * weights).sum().backward()
         assert wide.grad is not None
         assert (x.grad - wide.grad).abs().max() < 1e-4 * wide.grad.abs().max()
+
+
+@pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
+def test_mixed_precision_leaves_the_loss_in_float32(name: str) -> None:
+    """Autocast would take its products in bfloat16, which loses two of three digits."""
+    x, y = realistic(5)
+    x = x.bfloat16()  # what the head gives then
+    found = {}
+    for mixed in (False, True):
+        predicted = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            values = loss_function(name)(predicted, y)
+        values.sum().backward()
+        assert values.dtype == torch.float32
+        found[mixed] = (values.detach(), predicted.grad)
+    assert torch.equal(found[True][0], found[False][0])
+    assert torch.equal(found[True][1], found[False][1])
+
+
+@pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
+def test_a_step_asks_the_device_for_no_value(name: str) -> None:
+    """Tensors without values raise where one is asked for, as a GPU would make the host wait."""
+    with FakeTensorMode():
+        head = STHead(HeadConfig(32, 64, 200, 32, n_layers=2, n_heads=4))
+        predicted = head(torch.rand(2, 8, 32), torch.rand(2, 64))
+        loss = loss_function(name)(predicted, torch.rand(2, 8, 200)).mean()
+        loss.backward()
+        with pytest.raises(DataDependentOutputException):
+            float(loss)
 
 
 def realistic(seed: int) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,18 @@ def test_checkpoints_hold_the_head_and_name_the_encoder(tiny: TinyData, tmp_path
     assert "optimizer" not in best
 
 
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn", "mse"])
+def test_bfloat16_trains_like_float32(tiny: TinyData, tmp_path: Path, loss: str) -> None:
+    losses: dict[str, list[float]] = {}
+    for precision in ("32", "bf16"):
+        more = {"training.precision": precision, "model.kwargs.dropout": 0}
+        config, manifest = ready(tiny, **{**more, "model.kwargs.loss": loss})
+        run_trial(config, manifest, tmp_path / precision)
+        losses[precision] = [line["val_loss"] for line in read_metrics(tmp_path / precision)]
+    assert losses["bf16"] == pytest.approx(losses["32"], rel=0.02)
+    assert losses["bf16"] != losses["32"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
