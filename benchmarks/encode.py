@@ -11,6 +11,7 @@ tokenise, compute; models loaded before) of each implementation in turn, and the
 
 import argparse
 import importlib.util
+import itertools
 import logging
 import os
 import statistics
@@ -28,6 +29,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from scipy import sparse
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sesttune.data.h5ad import H5adFile
 from sesttune.model.se_checkpoint import SEFiles
@@ -43,6 +45,11 @@ SIZES = {
 }
 GENES, VOCABULARY, EXPRESSED = 36_600, 19_790, 3_000
 PUBLIC = "arc-state"
+DEFAULT_ATTENTION = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
 
 
 def main() -> None:
@@ -54,6 +61,8 @@ def main() -> None:
     parser.add_argument(
         "--precision", nargs="+", default=["auto"], choices=("auto", "fp32", "bf16")
     )
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
+    parser.add_argument("--cudnn", action="store_true", help="also with cuDNN's attention")
     parser.add_argument("--batch-size", type=int, help="ours; default: by device")
     parser.add_argument("--public-batch-size", type=int, default=8, help="arc-state: %(default)s")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -66,7 +75,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_model(Path(name), SIZES[args.size])
         write_cells(Path(name) / "cells.h5ad", args.cells)
-        workers = [f"sesttune {precision}" for precision in args.precision]
+        workers = [
+            f"sesttune {' '.join(option for option in options if option)}"
+            for options in itertools.product(
+                args.precision,
+                ("", "cudnn") if args.cudnn else ("",),
+                ("", "compiled") if args.compiled else ("",),
+            )
+        ]
         if importlib.util.find_spec("state") is None:
             print("arc-state is not installed: no comparison (pip install -e '.[oracle]')")
         elif args.size == "se600m":
@@ -82,19 +98,27 @@ def compare(workers: Sequence[str], folder: str, args: argparse.Namespace) -> No
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     print(f"{where}, torch {torch.__version__}, {SIZES[args.size]}, {args.cells} cells")
     for number in range(args.rounds + 1):  # the first round warms up
-        for worker in started.values():
-            worker.encode(counted=number > 0)
+        for name, worker in list(started.items()):
+            try:
+                worker.encode(counted=number > 0)
+            except WorkerFailed:
+                print(f"{name:<30} failed")
+                del started[name]
     tflop = flop_per_cell(SIZES[args.size]) / 1e12
     rates = {}
     for name, worker in started.items():
         worker.end()
         rate = rates[name] = args.cells / statistics.median(worker.seconds)
         computed = "" if name == PUBLIC else f"{rate * tflop:8.3g} TFLOP/s"
-        print(f"{name:<14}{rate:9.3g} cells/s{computed}   {worker.about}")
+        print(f"{name:<30}{rate:9.3g} cells/s{computed}   {worker.about}")
     print(f"left to compute: {tflop:.3g} TFLOP a cell")
     for name, rate in rates.items():
         if PUBLIC in rates and name != PUBLIC:
             print(f"ratio {name} / {PUBLIC}: {rate / rates[PUBLIC]:.3g}")
+
+
+class WorkerFailed(Exception):
+    """Its error has been printed; the others go on."""
 
 
 class Worker:
@@ -105,10 +129,11 @@ class Worker:
         command = [sys.executable, __file__, "--worker", name, folder, *sys.argv[1:]]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
-        self.about = self._say("")
+        self.about = ""
 
     def encode(self, counted: bool) -> None:
-        """All cells once."""
+        """All cells once. Raises WorkerFailed."""
+        self.about = self.about or self._say("")
         took = float(self._say("encode"))
         self.seconds += [took] if counted else []
 
@@ -120,7 +145,7 @@ class Worker:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            sys.exit("a worker failed; its error is above")
+            raise WorkerFailed
         return str(answer).strip()
 
 
@@ -128,18 +153,24 @@ def work(name: str, folder: str, args: argparse.Namespace) -> None:
     """A worker: says what it is, then encodes at every line it gets and says the seconds."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what the libraries print is no answer
     checkpoint, path = Path(folder) / "random.ckpt", Path(folder) / "cells.h5ad"
-    about, run = "", lambda: None
+    about = ""
     if name == PUBLIC:
-        run = public(checkpoint, path, SIZES[args.size], args.public_batch_size)  # type: ignore
+        run = public(checkpoint, path, SIZES[args.size], args.public_batch_size)
     else:
+        _, precision, *options = name.split()
+        files = SEFiles(checkpoint, Path(folder) / "protein_embeddings.pt")
         encoder = SEEncoder(
-            SEFiles(checkpoint, Path(folder) / "protein_embeddings.pt"),
-            device=args.device,
-            precision=name.split()[1],
-            batch_size=args.batch_size,
+            files, device=args.device, precision=precision, batch_size=args.batch_size
         )
         about = f"{encoder.device}, {encoder.precision}, {encoder.batch_size} cells a pass"
-        run = lambda: ours(encoder, path)  # type: ignore  # noqa: E731
+        if "compiled" in options:
+            encoder._load().compile()
+        backends = [SDPBackend.CUDNN_ATTENTION] if "cudnn" in options else list(DEFAULT_ATTENTION)
+
+        def run() -> None:
+            with sdpa_kernel(backends):
+                ours(encoder, path)
+
     for line in sys.stdin:
         start = time.perf_counter()
         if line.strip():

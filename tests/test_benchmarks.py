@@ -17,6 +17,18 @@ def test_the_encoder_benchmark_runs_and_prints_its_rates() -> None:
         assert float(line.split()[2]) > 0
 
 
+def test_the_benchmark_of_ways_to_compute_a_step_says_what_each_costs_and_errs() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "step_variants.py", "--device", "cpu"]
+    more = ["--sets", "2", "--cells", "8", "--genes", "60", "--hidden-dim", "16"]
+    more += ["--steps", "2", "--rounds", "1"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    lines = {line[:46].strip(): line[46:].split() for line in done.stdout.splitlines()[2:]}
+    exact, rounded = float(lines["fp32"][-1]), float(lines["bf16"][-1])
+    assert exact < 1e-5 < rounded < 0.1
+    assert float(lines["bf16"][0]) > 0
+    assert lines["bf16, captured"] == ["needs", "a", "GPU"]
+
+
 def test_the_training_benchmark_runs_and_compares() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--rounds", "1"]
     more = ["--cells", "600", "--genes", "400", "--expressed", "50", "--hidden-dim", "32"]
