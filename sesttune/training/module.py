@@ -79,6 +79,17 @@ class TrialModule(lightning.LightningModule):
             grads = [p.grad for p in self.head.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(grads).detach()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under any autocast, for the sake of the
+        # float16 scaler; bfloat16 has none.
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # With weight_decay 0 this is Adam; with more, the decay is decoupled (AdamW).
         return torch.optim.AdamW(

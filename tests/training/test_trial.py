@@ -82,6 +82,33 @@ def test_bfloat16_trains_like_float32(tiny: TinyData, tmp_path: Path, loss: str)
     assert losses["bf16"] != losses["32"]
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_gradients_are_clipped_in_any_precision(
+    tiny: TinyData, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **more):  # type: ignore[no-untyped-def]
+        found = step(self, *args, **more)
+        norms.append(
+            float(
+                torch.nn.utils.get_total_norm(
+                    [p.grad for group in self.param_groups for p in group["params"]]
+                )
+            )
+        )
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    more = {"training.precision": precision, "training.gradient_clip_val": 0.5}
+    config, manifest = ready(tiny, **more)
+    run_trial(config, manifest, tmp_path)
+    assert norms == pytest.approx([0.5] * 20, rel=1e-3)
+    # What is reported is the norm that training had before.
+    assert min(line["grad_norm"] for line in read_metrics(tmp_path)[1:]) > 0.6
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
