@@ -10,6 +10,7 @@ tokenise, compute; models loaded before) of each implementation in turn, and the
 """
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import logging
@@ -141,9 +142,11 @@ class Worker:
         self._process.communicate()
 
     def _say(self, what: str) -> str:
-        self._process.stdin.write(f"{what}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):  # of one that has ended already
+            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
         if not answer:
             raise WorkerFailed
         return str(answer).strip()

@@ -225,6 +225,7 @@ def flop_per_step(sizes: Sizes) -> float:
     outputs = 3 * width**2 + width * sizes.genes
     feature = PERT_DIM * width + 3 * width**2
     head = 2 * (cells * (inputs + layers + outputs) + sizes.sets * feature)
+    # The loss has three products, its gradient two.
     return 3 * head + 5 * 2 * cells * sizes.cells * sizes.genes
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
+from step_variants import EMBED_DIM, PERT_DIM, Sizes, flop_per_step
 from torch import nn
 
 from sesttune.config.load import from_dict, load_config, to_dict
@@ -45,7 +46,6 @@ from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
 PERTURBATIONS, BATCHES, CONTROL, EMBED_KEY = 150, 4, "non-targeting", "X_embedding"
-EMBED_DIM = 512
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def ours(folder: Path) -> dict[str, float]:
         "steps_per_s": last["steps_per_s"],
         "cells_per_s": last["cells_per_s"],
         "waiting_for_data_pct": 100 * last["data_wait_frac"],
-        "tflop_per_s": last["steps_per_s"] * flop_per_step(config) / 1e12,
+        "tflop_per_s": last["steps_per_s"] * flop_per_step(sizes_of(config)) / 1e12,
         "peak_memory_gib": last["gpu_mem_gib"] if on_gpu else peak_rss_gib(),
         "startup_s": result.startup_s,
     }
@@ -244,21 +244,14 @@ def read_row(x: h5py.Group, row: int, genes: int) -> np.ndarray:
     return out
 
 
-def flop_per_step(config: Config) -> float:
-    """Of the head and the energy distance, forward and backward (2 a multiply-add)."""
-    kwargs, training = config.model.kwargs, config.training
-    cells, length, width = (
-        training.batch_size * kwargs.st_cell_set_len,
+def sizes_of(config: Config) -> Sizes:
+    kwargs = config.model.kwargs
+    return Sizes(
+        config.training.batch_size,
         kwargs.st_cell_set_len,
+        kwargs.output_dim or 0,
         kwargs.hidden_dim,
     )
-    genes = kwargs.output_dim or 0
-    inputs = EMBED_DIM * width + 3 * width**2
-    layers = kwargs.n_layers * (4 * width**2 + 12 * width**2 + 2 * length * width)
-    outputs = 3 * width**2 + width * genes
-    feature = (kwargs.pert_dim or 0) * width + 3 * width**2
-    head = 2 * (cells * (inputs + layers + outputs) + training.batch_size * feature)
-    return 3 * head + 5 * 2 * cells * length * genes  # loss: three products, gradient: two
 
 
 def peak_rss_gib() -> float:
@@ -322,7 +315,9 @@ def write_data(folder: Path, args: argparse.Namespace) -> None:
         f'[datasets]\nbench = "cells.h5ad"\n[training]\nbench = "train"\n'
         f'[fewshot."bench.A"]\nval = [{held_out}]\ntest = []\n'
     )
-    features = {str(name): torch.from_numpy(rng.normal(size=5_120)).float() for name in names[1:]}
+    features = {
+        str(name): torch.from_numpy(rng.normal(size=PERT_DIM)).float() for name in names[1:]
+    }
     torch.save(features, folder / "features.pt")
 
 

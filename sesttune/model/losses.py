@@ -23,7 +23,7 @@ BLUR, SCALING, STEPS = 0.05, 0.5, 16
 """Sinkhorn: final length scale, its ratio between two steps of the annealing, and the steps.
 
 Their number is fixed, so that no step waits for the device to say how far apart the cells are:
-distances up to 1,600 are annealed in full, which is four times what log1p values reach.
+lengths up to 1,600 are annealed in full, and 18,080 log1p values of 0 to 9.2 span 1,240.
 """
 
 
