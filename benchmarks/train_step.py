@@ -4,13 +4,11 @@
     python benchmarks/train_step.py --cells 221273        # as many cells as the VCC data
     python benchmarks/train_step.py --expressed 8400      # their density
 
-Writes synthetic cells to an h5ad file, builds the store from it, and prints
-- densified rows/s from the store (and, on a GPU, from device memory) against reading the
-  rows of the file one by one;
-- steps/s of `run_trial` (validation and checkpoints included in its wall-clock, not in
-  steps/s) against a loop that, as the plan's did, reads every control and perturbed row of a
-  step from HDF5, encodes the controls by an MLP 18,080 -> 1,024 -> 512 in the loop, and trains the
-  same head with the same loss by its formula, in float32.
+Writes synthetic cells to an h5ad file, builds the store from it, and prints steps/s of
+`run_trial` (validation and checkpoints are in its wall-clock, not in steps/s) against a loop
+that, as the plan's did, reads every control and perturbed row of a step from HDF5, encodes
+the controls by an MLP 18,080 -> 1,024 -> 512 in the loop, and trains the same head with the
+same loss by its formula, in float32.
 
 Both train in processes of their own, in turn, so that neither has the other's memory settings.
 """
@@ -23,39 +21,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import anndata
-import h5py
 import numpy as np
-import pandas as pd
 import torch
-from scipy import sparse
-from step_variants import EMBED_DIM, PERT_DIM, Sizes, flop_per_step
+from step_variants import EMBED_DIM, Sizes, flop_per_step
+from synthetic_trial import add_sizes, open_matrix, read_job, read_row, write_trial
 from torch import nn
 
-from sesttune.config.load import from_dict, load_config, to_dict
 from sesttune.config.schema import Config
-from sesttune.data.readers import HostReader, ResidentReader
-from sesttune.data.sampling import CellSets, CellSetSampler
-from sesttune.data.trial_data import TrialData, prepare
+from sesttune.data.sampling import CellSetSampler
+from sesttune.data.trial_data import TrialData
 from sesttune.model.st_head import HeadConfig, STHead
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
-PERTURBATIONS, BATCHES, CONTROL, EMBED_KEY = 150, 4, "non-targeting", "X_embedding"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cells", type=int, default=20_000, help="default: %(default)s")
-    parser.add_argument("--genes", type=int, default=18_080, help="default: %(default)s")
-    parser.add_argument("--expressed", type=int, default=3_000, help="genes of a cell: %(default)s")
+    add_sizes(parser)
     parser.add_argument("--hidden-dim", type=int, default=672, help="of the head: %(default)s")
-    parser.add_argument("--set-len", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=16, help="cell sets: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="a round: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--no-baseline", action="store_true", help="ours only")
@@ -66,18 +51,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder, args)
-        config = settings(folder, args)
-        manifest = prepare(config, lambda: None)  # type: ignore[arg-type,return-value]
-        (folder / "job.json").write_text(
-            json.dumps({"config": to_dict(config), "manifest": str(manifest)})
-        )
+        settings = {
+            "model.kwargs.hidden_dim": args.hidden_dim,
+            "training.max_steps": 2 * args.steps,
+            "training.val_check_interval": args.steps,
+        }
+        write_trial(folder, args, settings)
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         print(
             f"{where}, {os.cpu_count()} cores, torch {torch.__version__}; {args.cells:,} cells of "
             f"{args.expressed:,} of {args.genes:,} genes; {args.batch_size} sets of {args.set_len}"
         )
-        workers = ["rows", *([] if args.no_baseline else ["baseline"]), "ours"]
+        workers = [*([] if args.no_baseline else ["baseline"]), "ours"]
         found: dict[str, list[dict[str, float]]] = {worker: [] for worker in workers}
         for _ in range(args.rounds):
             for worker in workers:
@@ -89,8 +74,6 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
     def median(worker: str, key: str) -> float:
         return statistics.median(run[key] for run in found[worker])
 
-    for key in found["rows"][0]:
-        print(f"{key:<34}{median('rows', key):12,.0f} rows/s")
     for worker in ("baseline", "ours"):
         if worker in found:
             print(f"{worker}:")
@@ -109,57 +92,6 @@ def in_process(worker: str, folder: Path) -> dict[str, float]:
     )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def read_job(folder: Path) -> tuple[Config, Path]:
-    job = json.loads((folder / "job.json").read_text())
-    return from_dict(job["config"]), Path(job["manifest"])
-
-
-def rows_rate(folder: Path) -> dict[str, float]:
-    """Rows/s of the perturbed cells of batches, as the reader threads make them."""
-    config, manifest = read_job(folder)
-    data = TrialData.open(manifest)
-    sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, 0)
-    sets = [sampler.next_sets(config.training.batch_size) for _ in range(12)]
-    found = {}
-    for count in sorted({1, os.cpu_count() or 1}):
-        host, threads = HostReader(data), ThreadPoolExecutor(count)
-
-        def from_store(sets: list[CellSets], host=host, threads=threads, count=count) -> None:
-            for first in range(0, len(sets), count):
-                for _ in threads.map(host.prepare, sets[first : first + count]):
-                    pass
-
-        found[f"store, {count} at once"] = best_rate(from_store, sets)
-    with h5py.File(folder / "cells.h5ad") as file:
-        x = file["X"]
-
-        def one_by_one(sets: list[CellSets]) -> None:
-            for row in sets[0].pert_rows.ravel():
-                read_row(x, int(row), data.n_genes)
-
-        found["HDF5, row by row"] = best_rate(one_by_one, sets[:1])
-    if torch.cuda.is_available():
-        reader = ResidentReader(data, torch.device("cuda"))
-
-        def on_device(sets: list[CellSets]) -> None:
-            for part in sets:
-                reader.finish(reader.prepare(part))
-            torch.cuda.synchronize()
-
-        found["device memory"] = best_rate(on_device, sets)
-    return found
-
-
-def best_rate(read: Callable[[list[CellSets]], None], sets: list[CellSets]) -> float:
-    """Rows/s of the best of five passes over `sets`, after one that warms memory up."""
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        read(sets)
-        times.append(time.perf_counter() - start)
-    return sum(part.pert_rows.size for part in sets) / min(times[1:])
 
 
 def ours(folder: Path) -> dict[str, float]:
@@ -194,28 +126,25 @@ def baseline(folder: Path) -> dict[str, float]:
     optimizer = torch.optim.Adam(parameters, lr=config.training.lr)
     sampler = CellSetSampler(data, kwargs.st_cell_set_len, 0)
     times, read_s = [], 0.0
-    with h5py.File(folder / "cells.h5ad") as file:
-        x = file["X"]
-        for _ in range(config.training.max_steps // 2 + 1):
-            start = time.perf_counter()
-            sets = sampler.next_sets(config.training.batch_size)
-            control, target = (
-                np.stack(
-                    [np.stack([read_row(x, int(r), data.n_genes) for r in rows]) for rows in s]
-                )
-                for s in (sets.control_rows, sets.pert_rows)
-            )
-            features = torch.from_numpy(data.features[sets.pert_codes]).to(device)
-            tensors = [torch.from_numpy(part).to(device) for part in (control, target)]
-            read = time.perf_counter()
-            predicted = head(encoder(tensors[0]), features)
-            loss = plain_energy(predicted, tensors[1]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            times.append(time.perf_counter() - start)
-            read_s += read - start
+    x = open_matrix(folder)
+    for _ in range(config.training.max_steps // 2 + 1):
+        start = time.perf_counter()
+        sets = sampler.next_sets(config.training.batch_size)
+        control, target = (
+            np.stack([np.stack([read_row(x, int(r), data.n_genes) for r in rows]) for rows in s])
+            for s in (sets.control_rows, sets.pert_rows)
+        )
+        features = torch.from_numpy(data.features[sets.pert_codes]).to(device)
+        tensors = [torch.from_numpy(part).to(device) for part in (control, target)]
+        read = time.perf_counter()
+        predicted = head(encoder(tensors[0]), features)
+        loss = plain_energy(predicted, tensors[1]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        times.append(time.perf_counter() - start)
+        read_s += read - start
     steps_per_s = 1 / statistics.median(times[1:])
     cells = config.training.batch_size * kwargs.st_cell_set_len
     return {
@@ -235,15 +164,6 @@ def plain_energy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return mean_distance(x, y) - mean_distance(x, x) / 2 - mean_distance(y, y) / 2
 
 
-def read_row(x: h5py.Group, row: int, genes: int) -> np.ndarray:
-    """One row of a CSR matrix in HDF5, log1p and dense."""
-    first, stop = x["indptr"][row], x["indptr"][row + 1]
-    values, columns = x["data"][first:stop], x["indices"][first:stop]
-    out = np.zeros(genes, np.float32)
-    out[columns] = np.log1p(values * (1e4 / values.sum()))
-    return out
-
-
 def sizes_of(config: Config) -> Sizes:
     kwargs = config.model.kwargs
     return Sizes(
@@ -259,69 +179,7 @@ def peak_rss_gib() -> float:
     return int(lines["VmHWM"].split()[0]) / 2**20
 
 
-def settings(folder: Path, args: argparse.Namespace) -> Config:
-    return load_config(
-        base={
-            "data.kwargs.toml_config_path": str(folder / "split.toml"),
-            "data.kwargs.perturbation_features_file": str(folder / "features.pt"),
-            "data.kwargs.embed_key": EMBED_KEY,
-            "data.cache_dir": str(folder / "cache"),
-            "model.kwargs.input_dim": args.genes,
-            "model.kwargs.output_dim": args.genes,
-            "model.kwargs.hidden_dim": args.hidden_dim,
-            "model.kwargs.st_cell_set_len": args.set_len,
-            "training.batch_size": args.batch_size,
-            "training.max_steps": 2 * args.steps,
-            "training.val_check_interval": args.steps,
-        }
-    )
-
-
-def write_data(folder: Path, args: argparse.Namespace) -> None:
-    """Cells of one type in blocks (a whole VCC-sized matrix would not fit), features, splits."""
-    rng = np.random.default_rng(0)
-    names = np.array([CONTROL] + [f"P{i}" for i in range(PERTURBATIONS)])
-    labels = np.where(rng.random(args.cells) < 0.2, 0, rng.integers(1, len(names), args.cells))
-    frame = pd.DataFrame(
-        {
-            "target_gene": pd.Categorical(names[labels]),
-            "cell_type": pd.Categorical(["A"] * args.cells),
-            "batch_var": pd.Categorical([f"b{i % BATCHES}" for i in range(args.cells)]),
-        },
-        index=[f"c{i}" for i in range(args.cells)],
-    )
-    var = pd.DataFrame(index=[f"G{i}" for i in range(args.genes)])
-    embedding = rng.normal(size=(args.cells, EMBED_DIM)).astype(np.float32)
-    path = folder / "cells.h5ad"
-    empty = sparse.csr_matrix((args.cells, args.genes), dtype=np.float32)
-    anndata.AnnData(empty, frame, var, obsm={EMBED_KEY: embedding}).write_h5ad(path)
-    count = args.expressed
-    patterns = [np.sort(rng.choice(args.genes, count, replace=False)) for _ in range(64)]
-    with h5py.File(path, "r+") as file:
-        x = file["X"]
-        for name, dtype in (("data", np.float32), ("indices", np.int32)):
-            del x[name]
-            x.create_dataset(
-                name, (args.cells * count,), dtype, chunks=(min(2**18, args.cells * count),)
-            )
-        x["indptr"][...] = np.arange(0, args.cells * count + 1, count)
-        for first in range(0, args.cells, 2_000):
-            cells = min(2_000, args.cells - first)
-            part = slice(first * count, (first + cells) * count)
-            x["data"][part] = rng.geometric(0.4, cells * count).astype(np.float32)
-            x["indices"][part] = np.concatenate([patterns[i] for i in rng.integers(64, size=cells)])
-    held_out = ", ".join(f'"P{i}"' for i in range(8))
-    (folder / "split.toml").write_text(
-        f'[datasets]\nbench = "cells.h5ad"\n[training]\nbench = "train"\n'
-        f'[fewshot."bench.A"]\nval = [{held_out}]\ntest = []\n'
-    )
-    features = {
-        str(name): torch.from_numpy(rng.normal(size=PERT_DIM)).float() for name in names[1:]
-    }
-    torch.save(features, folder / "features.pt")
-
-
-WORKERS = {"rows": rows_rate, "baseline": baseline, "ours": ours}
+WORKERS = {"baseline": baseline, "ours": ours}
 
 if __name__ == "__main__":
     main()
