@@ -42,6 +42,8 @@ def main() -> None:
     add_sizes(parser)
     parser.add_argument("--hidden-dim", type=int, default=672, help="of the head: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="a round: %(default)s")
+    parser.add_argument("--precision", default="auto", help="of ours: %(default)s")
+    parser.add_argument("--compile", default="none", help="of our head: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--no-baseline", action="store_true", help="ours only")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -54,6 +56,8 @@ def main() -> None:
         settings = {
             "model.kwargs.hidden_dim": args.hidden_dim,
             "training.max_steps": 2 * args.steps,
+            "training.precision": args.precision,
+            "training.compile": args.compile,
             "training.val_check_interval": args.steps,
         }
         write_trial(folder, args, settings)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import write_text
+from sesttune.config.load import with_point
 from sesttune.config.schema import Config
-from sesttune.run_setup import Run
+from sesttune.run_setup import Run, write_settings
 from sesttune.search.budget import SPENT
 from sesttune.search.calibrate import Speed, calibrate
+from sesttune.search.compiling import fastest_mode, modes_to_try
 from sesttune.search.live import duration
 from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, slots
@@ -24,21 +27,42 @@ from sesttune.training.records import list_trials
 PLAN = "plan.json"
 
 
-def plan_run(run: Run, space: SearchSpace, console: Console) -> Plan:
+def plan_run(run: Run, space: SearchSpace, console: Console) -> tuple[Run, Plan]:
     """Measure, plan, print and keep the plan of a run that has not begun.
 
-    Raises UserError where the disk cannot hold the worst case, or no trial fits the machine.
+    The run that comes back has no setting left to measure but the trials on a GPU. Raises UserError
+    where the disk cannot hold the worst case, or no trial fits the machine.
     """
-    config, folder = run.config, run.folder
-    given = _machine(config)
+    folder, given = run.folder, _machine(run.config)
+    run, compiling = _settle_compile(run, space, given, console)
+    config = run.config
     console.print("calibrating: some tens of steps at the smallest and largest batch", style="dim")
     speed = calibrate(config, space, run.manifest, folder / ".calibration", given.threads)
     plan = make_plan(config, space, given.concurrent, given.gpus, speed)
-    write_text(folder / PLAN, json.dumps({**plan.to_dict(), "speed": vars(speed)}, indent=2))
+    measured = {"speed": vars(speed), "compiling": compiling}
+    write_text(folder / PLAN, json.dumps({**plan.to_dict(), **measured}, indent=2))
     console.print(_headline(plan, given, speed, config), highlight=False, soft_wrap=True)
     console.print(_table(plan, given))
     check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
-    return plan
+    return run, plan
+
+
+def _settle_compile(
+    run: Run, space: SearchSpace, given: Slots, console: Console
+) -> tuple[Run, str | None]:
+    """The run with `training.compile=auto` replaced by what is fastest here, and what was found."""
+    mode, found = "none", None
+    if run.config.training.compile != "auto":
+        return run, found
+    if modes := modes_to_try(run.config):
+        console.print("measuring whether compiling the head pays, a few minutes", style="dim")
+        mode, found = fastest_mode(
+            run.config, space, run.manifest, run.folder / ".compiling", given.threads, modes
+        )
+        console.print(found, highlight=False, soft_wrap=True)
+    settled = replace(run, config=with_point(run.config, {"training.compile": mode}))
+    write_settings(run.folder, settled.config, run.space)
+    return settled, found
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -73,7 +73,10 @@ def prepare_run(
     runner: Runner = encode_here,
 ) -> Run:
     """Check and prepare the data, encode what is not cached, and create the run folder."""
+    from sesttune.training.compiled import check_compiler
+
     folder = run_folder(config)
+    check_compiler(config.training)
     console.print(to_yaml(config), highlight=False, style="dim")
     manifest, about = _prepare_data(config, console, runner)
     try:
@@ -82,7 +85,7 @@ def prepare_run(
         raise UserError(
             f"output_dir={config.output_dir}: cannot create {folder}: {error}"
         ) from None
-    _write_settings(folder, config, space)
+    write_settings(folder, config, space)
     # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
     about = {"id": uuid.uuid4().hex, "manifest": str(manifest), **about}
     write_text(folder / DATA, json.dumps(about, indent=2))
@@ -173,7 +176,8 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
     return data.manifest, about
 
 
-def _write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:
+def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:
+    """Keep what a run was started with."""
     from omegaconf import OmegaConf
 
     command = shlex.join(["sesttune", Path(sys.argv[0]).stem, *sys.argv[1:]])

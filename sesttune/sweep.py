@@ -75,7 +75,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
         check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
     sweep = prepare_run(config, space.to_dict(), console, shard_runner(config))
     try:
-        plan = plan_run(sweep, space, console)
+        sweep, plan = plan_run(sweep, space, console)
     except BaseException:
         shutil.rmtree(sweep.folder)  # nothing has run in it yet
         raise

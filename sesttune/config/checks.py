@@ -68,6 +68,10 @@ def check_values(config: Config) -> None:
         "model.kwargs.loss": (model.loss, ("energy", "sinkhorn", "mse")),
         "model.kwargs.se_precision": (model.se_precision, ("auto", "fp32", "bf16")),
         "training.precision": (training.precision, ("auto", "32", "bf16")),
+        "training.compile": (
+            training.compile,
+            ("auto", "none", "default", "reduce-overhead"),
+        ),
         "training.lr_schedule": (training.lr_schedule, ("constant", "cosine", "wsd")),
         "training.device": (training.device, ("auto", "cpu", "cuda")),
         "sweep.searcher": (sweep.searcher, (None, *SEARCHERS)),

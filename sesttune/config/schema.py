@@ -112,6 +112,9 @@ class TrainingConfig:
     """Which draw of initial weights, dropout and cell sets; validation sets are those of 0."""
     precision: str = "auto"
     """`32`, `bf16`, or `auto`: bf16 on GPUs that have it, 32 elsewhere."""
+    compile: str = "auto"
+    """The head by torch.compile: `none`, `default`, `reduce-overhead` (CUDA graphs too), or `auto`:
+    a sweep on GPUs measures which is fastest, all else is `none`."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`."""
     profile: bool = False

@@ -18,7 +18,7 @@ from sesttune.errors import UserError
 from sesttune.search.space import SearchSpace
 from sesttune.training.records import BEST, LAST
 
-_INTERVAL, _INTERVALS, _ENOUGH_S = 10, 5, 20.0
+INTERVAL, _INTERVALS, _ENOUGH_S = 10, 5, 20.0
 """Steps between validations; how many of them; a slow machine stops after three and this time."""
 _BATCH = "training.batch_size"
 
@@ -36,13 +36,16 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """One measured trial; `val_losses` by step."""
+
     sets: int
     step_s: float
     validation_s: float
     startup_s: float
     best_bytes: int
     last_bytes: int
+    val_losses: dict[int, float]
 
 
 def calibrate(
@@ -53,25 +56,50 @@ def calibrate(
     `threads`: compute threads of a trial on the CPU. Raises UserError where not even the smallest
     batch can be trained.
     """
-    demanding = space.widest(config)
-    batches = space.parameters.get(_BATCH)
-    sizes = sorted(
-        {int(b) for b in batches.extremes()} if batches else {config.training.batch_size}
-    )
-    samples = []
-    try:
-        for sets in {sizes[0], sizes[-1]}:
-            measured = _settings(config, demanding | {_BATCH: sets})
-            arguments = (to_dict(measured), str(manifest), str(folder / str(sets)), threads)
-            spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-            with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                samples.append(process.submit(_measure, *arguments).result())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    sizes = _batch_sizes(config, space)
+    samples = [
+        measure(config, space, manifest, folder, threads, {_BATCH: sets})
+        for sets in {sizes[0], sizes[-1]}
+    ]
     return _line(sorted(samples, key=lambda sample: sample.sets))
 
 
-def _line(samples: list[_Sample]) -> Speed:
+def measure(
+    config: Config,
+    space: SearchSpace,
+    manifest: Path,
+    folder: Path,
+    threads: int,
+    point: dict[str, Any],
+    interval: int = INTERVAL,
+) -> Sample:
+    """Five intervals of the widest head and largest batch of `space`, but for what `point` says.
+
+    In a process of its own; arguments and errors are those of `calibrate`.
+    """
+    demanding = space.widest(config) | {_BATCH: _batch_sizes(config, space)[-1]} | point
+    arguments = (
+        to_dict(_settings(config, demanding, interval)),
+        str(manifest),
+        str(folder),
+        threads,
+    )
+    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    try:
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            return process.submit(_measure, *arguments).result()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _batch_sizes(config: Config, space: SearchSpace) -> list[int]:
+    """The smallest and the largest batch, which may be one."""
+    batches = space.parameters.get(_BATCH)
+    found = {int(b) for b in batches.extremes()} if batches else {config.training.batch_size}
+    return sorted(found)
+
+
+def _line(samples: list[Sample]) -> Speed:
     """The speed by the samples of the smallest and the largest batch (they may be one)."""
     small, large = samples[0], samples[-1]
     set_s = large.step_s / large.sets
@@ -87,13 +115,13 @@ def _line(samples: list[_Sample]) -> Speed:
     )
 
 
-def _settings(config: Config, point: dict[str, Any]) -> Config:
+def _settings(config: Config, point: dict[str, Any], interval: int) -> Config:
     return with_point(
         config,
         point
         | {
-            "training.max_steps": _INTERVAL * _INTERVALS,
-            "training.val_check_interval": _INTERVAL,
+            "training.max_steps": interval * _INTERVALS,
+            "training.val_check_interval": interval,
             "training.ckpt_every_n_steps": 10**9,
             "training.early_stopping": False,
             "training.warmup_steps": 0,
@@ -107,7 +135,7 @@ class _Enough(Exception):
     """Ends a measured trial."""
 
 
-def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int) -> _Sample:
+def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int) -> Sample:
     import torch
 
     from sesttune.training.trial import run_trial
@@ -128,11 +156,12 @@ def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int)
     step_s = sum(1 / line["steps_per_s"] for line in trained) / len(trained)
     took = (trained[-1]["time"] - lines[1]["time"]) / max(1, len(lines) - 2)
     sizes = {name: (Path(folder) / "checkpoints" / name).stat().st_size for name in (BEST, LAST)}
-    return _Sample(
+    return Sample(
         config.training.batch_size,
         step_s,
-        max(0.0, took - _INTERVAL * step_s),
+        max(0.0, took - config.training.val_check_interval * step_s),
         trained[0]["startup_s"],
         sizes[BEST],
         sizes[LAST],
+        {int(line["step"]): line["val_loss"] for line in lines},
     )

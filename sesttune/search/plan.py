@@ -8,7 +8,7 @@ plan knows every rule there is.
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ def make_plan(config: Config, space: SearchSpace, slots: int, gpus: float, speed
     expected = sorted(typical, key=lambda outlay: outlay.wall_s)[_TYPICAL // 2]
     unstopped = with_point(config, {"sweep.asha": False})
     worst = _simulate(unstopped, space, slots, share, speed, _Relentless())
+    # Stopping and going on costs a start each time, which can be more than it saves.
+    worst = Outlay(*(max(pair) for pair in zip(astuple(worst), astuple(expected), strict=True)))
     trial_gb = _trial_bytes(config, space, speed) / GB
     copies = worst.trainings * speed.best_bytes / GB  # what MLflow keeps of each
     transient = slots * speed.last_bytes / GB  # while a file is replaced there are two

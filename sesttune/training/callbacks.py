@@ -17,6 +17,7 @@ import torch
 from sesttune.config.schema import Config
 from sesttune.data.loader import TrainingBatches
 from sesttune.host_memory import mapped_gib
+from sesttune.training.compiled import NOT_COMPILED
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
@@ -63,6 +64,7 @@ class TrialCallback(lightning.Callback):
         self.stop_reason = "max_steps"
         self._unreported: dict[str, float] | None = None
         self._micro_batches = 0
+        self._compiles = config.training.compile not in NOT_COMPILED
         self._asked_for, self.startup_s = started, math.nan
         self._started = self._interval_start = time.perf_counter()
         self._interval_step, self._interval_waited = self.step, 0.0
@@ -78,7 +80,7 @@ class TrialCallback(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, index: int
     ) -> None:
-        if math.isnan(self.startup_s):
+        if math.isnan(self.startup_s) and not self._compiles:
             self._note_startup()
         # The norm is wanted for the step that a report follows, and for no other.
         self._module.measure_grad_norm = self._due(self.step + 1)
@@ -99,6 +101,9 @@ class TrialCallback(lightning.Callback):
             return
         self.step = step
         self._module.update_average(step)
+        if math.isnan(self.startup_s):
+            self._note_startup()  # compiling is of the start, not of the speed
+            self._start_interval()
         if self._unreported is not None and not self._saver.writing:
             self.deliver()
         if step % self._training.log_every_n_steps == 0 and self._diverged():

@@ -46,7 +46,7 @@ def fit(
     # Initial weights and dropout follow the seed; the sampler has streams of its own.
     seed = training.train_seed + _APART * training.replicate
     torch.manual_seed(seed)
-    module = TrialModule(config, STHead(head_config(config, data)))
+    module = TrialModule(config, STHead(head_config(config, data)), micro.accumulate)
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
     state, own = _starting_state(config, folder / "checkpoints")
     if state is not None:

@@ -11,6 +11,7 @@ from sesttune.data.readers import Batch
 from sesttune.data.trial_data import TrialData
 from sesttune.model.losses import loss_function
 from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.training.compiled import predictor
 
 
 def head_config(config: Config, data: TrialData) -> HeadConfig:
@@ -30,6 +31,7 @@ def head_config(config: Config, data: TrialData) -> HeadConfig:
 class TrialModule(lightning.LightningModule):
     """One optimizer step on a batch of cell sets; sums its losses on the device.
 
+    `predict` is the head as training calls it, `accumulate` times a step.
     `average` is None, or a second head that holds the average of the weights over steps
     (Polyak and Juditsky, 1992, exponentially weighted).
     """
@@ -37,9 +39,10 @@ class TrialModule(lightning.LightningModule):
     loss_sum: Tensor
     grad_norm: Tensor
 
-    def __init__(self, config: Config, head: STHead) -> None:
+    def __init__(self, config: Config, head: STHead, accumulate: int = 1) -> None:
         super().__init__()
         self.head = head
+        self.predict = predictor(head, config.training.compile, accumulate)
         self._settings = config.training
         self._loss = loss_function(config.model.kwargs.loss)
         self.register_buffer("loss_sum", torch.zeros(()), persistent=False)
@@ -51,7 +54,7 @@ class TrialModule(lightning.LightningModule):
             self.average = copy.deepcopy(head).requires_grad_(False)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        predicted = self.head(batch["control_emb"], batch["pert_emb"])
+        predicted = self.predict(batch["control_emb"], batch["pert_emb"])
         loss = self._loss(predicted, batch["target"]).mean()
         self.loss_sum += loss.detach()
         self.loss_count += 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 
 from sesttune.atomic import replacing, write_text
 from sesttune.config.schema import Config
@@ -33,7 +34,7 @@ class StepProfiler(lightning.Callback):
         self._passes = -WARM_UP
         self._last = 0.0
         self._trace: torch.profiler.profile | None = None
-        module.head.register_forward_hook(lambda *_: self._mark("forward"))
+        self._predict, module.predict = module.predict, self._forward
 
     @classmethod
     def if_wanted(cls, config: Config, module: TrialModule, folder: Path) -> "list[StepProfiler]":
@@ -47,6 +48,11 @@ class StepProfiler(lightning.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         if self._trace is not None:
             self._mark("data")
+
+    def _forward(self, control_emb: Tensor, pert_emb: Tensor) -> Tensor:
+        predicted = self._predict(control_emb, pert_emb)
+        self._mark("forward")
+        return predicted
 
     def on_before_backward(self, *_: Any) -> None:
         self._mark("loss")

@@ -19,6 +19,7 @@ from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
 from sesttune.host_memory import keep_freed_memory
 from sesttune.training.callbacks import Report
+from sesttune.training.compiled import check_compiler
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
 from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
@@ -64,6 +65,7 @@ def run_trial(
     update_trial(folder, "running", None)
     write_text(folder / "config.yaml", to_yaml(config))
     device = pick_device(config.training)
+    check_compiler(config.training)
     if device.type == "cpu":
         keep_freed_memory()
     data = TrialData.open(manifest)

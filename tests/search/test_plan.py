@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from helpers.tiny_data import MeanEncoder, write_tiny
 
@@ -39,6 +41,14 @@ def test_in_the_worst_case_nothing_is_stopped_and_what_is_expected_is_less():
     assert plan.worst.steps == 6 * 40_000
     assert 6 * 5_000 <= plan.expected.steps < plan.worst.steps
     assert plan.expected.wall_s < plan.worst.wall_s
+
+
+def test_the_worst_case_is_not_below_what_is_expected_where_starting_is_slow():
+    slow = replace(SPEED, startup_s=36_000.0)
+    points = grid(lr=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3])
+    plan = make_plan(alone(), points, 2, 1.0, slow)
+    assert plan.expected.wall_s <= plan.worst.wall_s
+    assert plan.expected.gpu_s <= plan.worst.gpu_s
 
 
 def test_the_worst_case_counts_repeats_extension_and_shared_trainings():

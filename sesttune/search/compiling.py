@@ -1,0 +1,81 @@
+"""Whether compiling the head pays (`training.compile=auto`), found out by training with it.
+
+The most demanding trial of the space runs for some tens of steps as it is, and again in each
+mode; what fails, trains otherwise or gains nothing is not used.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from sesttune.config.schema import Config
+from sesttune.search.calibrate import Sample, measure
+from sesttune.search.space import SearchSpace
+
+GAIN = 1.05
+"""Less than a twentieth more steps is not worth compiling each size of head and batch anew."""
+ALIKE = 0.1
+"""How far val_loss may be off after some tens of steps: dropout draws other numbers."""
+MODES = ("default", "reduce-overhead")
+
+
+def modes_to_try(config: Config) -> tuple[str, ...]:
+    """The modes that may pay on this machine: none without a GPU or without a compiler.
+
+    On a CPU nothing was gained in float32, and a twentieth in bfloat16 (docs/performance.md).
+    """
+    import torch
+
+    from sesttune.training.compiled import missing
+
+    if config.training.device == "cpu" or not torch.cuda.is_available() or missing() is not None:
+        return ()
+    return MODES if config.training.accumulate_grad_batches == 1 else MODES[:1]
+
+
+def fastest_mode(
+    config: Config,
+    space: SearchSpace,
+    manifest: Path,
+    folder: Path,
+    threads: int,
+    modes: tuple[str, ...],
+    interval: int = 100,
+) -> tuple[str, str]:
+    """(`training.compile` to use, what was found in words); arguments as of `measure`."""
+
+    def run(mode: str) -> Sample:
+        point = {"training.compile": mode}
+        return measure(config, space, manifest, folder, threads, point, interval)
+
+    plain = run("none")
+    return choose(plain, {mode: _attempt(run, mode) for mode in modes})
+
+
+def choose(plain: Sample, compiled: dict[str, Sample | str]) -> tuple[str, str]:
+    """The fastest mode by its sample; instead of a sample, why there is none."""
+    found = [f"not compiled {1 / plain.step_s:.4g}"]
+    best, fastest = "none", plain.step_s / GAIN
+    for mode, sample in compiled.items():
+        if isinstance(sample, str):
+            found.append(f"{mode} failed ({sample})")
+        elif not _alike(plain, sample):
+            found.append(f"{mode} trains otherwise, not used")
+        else:
+            found.append(f"{mode} {1 / sample.step_s:.4g}")
+            if sample.step_s <= fastest:
+                best, fastest = mode, sample.step_s
+    return best, f"training.compile={best} (steps/s: {', '.join(found)})"
+
+
+def _attempt(run: Callable[[str], Sample], mode: str) -> Sample | str:
+    try:
+        return run(mode)
+    except Exception as error:  # whatever a compiler and a driver may come up with
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+
+
+def _alike(plain: Sample, other: Sample) -> bool:
+    """Whether the losses after the last step that both have made are close."""
+    step = max(plain.val_losses.keys() & other.val_losses.keys())
+    return math.isclose(plain.val_losses[step], other.val_losses[step], rel_tol=ALIKE)

@@ -1,0 +1,61 @@
+"""The head compiled by torch (`training.compile`): fewer kernels, fewer calls.
+
+What was compiled is kept on disk (TORCHINDUCTOR_CACHE_DIR, else torchinductor_USER in the
+folder for temporary files), so the next trial of the same sizes, in any process of the
+machine, loads it.
+"""
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sesttune.config.schema import TrainingConfig
+from sesttune.errors import UserError
+from sesttune.model.st_head import STHead
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Control embeddings and perturbations to predicted cells, as `STHead.forward`."""
+
+NOT_COMPILED = ("auto", "none")
+"""`auto` is for a sweep to settle (`search/compiling.py`); a trial by itself is not compiled."""
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def predictor(head: STHead, mode: str, accumulate: int) -> Predict:
+    """What predicts in a training step of `accumulate` passes: the head, compiled or not.
+
+    `default` fuses operations; `reduce-overhead` also records them as CUDA graphs, which a GPU
+    runs by one call. A graph's gradients lie where its next run writes, so with several
+    passes a step it is `default`.
+    """
+    if mode in NOT_COMPILED:
+        return head.__call__
+    # Else the process keeps what was compiled for its earlier trials, and gives up at the eighth.
+    torch.compiler.reset()
+    if accumulate > 1:
+        mode = "default"
+    compiled: Predict = torch.compile(head.forward, mode=mode, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def check_compiler(training: TrainingConfig) -> None:
+    """Raise UserError where the head is to be compiled and this machine cannot."""
+    if training.compile not in NOT_COMPILED and (lacking := missing()) is not None:
+        raise UserError(
+            f"training.compile={training.compile} needs {lacking}; install it, or set "
+            "training.compile=none"
+        )
+
+
+def missing() -> str | None:
+    """What torch needs to compile and this machine has not got."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
+        return "a C++ compiler (g++ on the PATH, or CXX)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers (python3-dev)"
+    return None
