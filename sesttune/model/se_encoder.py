@@ -174,14 +174,16 @@ class SEEncoder:
             try:
                 parts.append(self.embed(part))
                 done += len(part)
+                continue
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise UserError(
                         f"{self.device} has too little free memory to encode a single cell"
                     ) from None
-                self.batch_size = len(part) // 2
-                torch.cuda.empty_cache()
-                log.warning("out of memory: encoding %d cells a pass", self.batch_size)
+            # Outside of `except`, whose traceback keeps the tensors of the failed pass.
+            self.batch_size = len(part) // 2
+            torch.cuda.empty_cache()
+            log.warning("out of memory: encoding %d cells a pass", self.batch_size)
         return np.concatenate(parts)
 
     def _read(self) -> SEWeights:

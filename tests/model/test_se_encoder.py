@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +91,21 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
     cells = read("cells")
     wanted = open_oracle().encode(*cells)
     encoder, most, passes = open_oracle(batch_size=16), 5, []
-    embed = encoder.embed
+    embed, held = encoder.embed, []
 
     def embed_in_little_memory(tokens: Tokens) -> np.ndarray:
         passes.append(len(tokens))
+        activation = torch.ones(3)
+        held.append(weakref.ref(activation))
         if len(tokens) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return embed(tokens)
 
+    def nothing_is_held() -> None:
+        assert held.pop()() is None, "what the failed pass held cannot be given back"
+
     monkeypatch.setattr(encoder, "embed", embed_in_little_memory)
+    monkeypatch.setattr(torch.cuda, "empty_cache", nothing_is_held)
     assert np.abs(encoder.encode(*cells) - wanted).max() <= 1e-6
     assert passes[:3] == [16, 8, 4]
     assert max(passes[2:]) == encoder.batch_size == 4
