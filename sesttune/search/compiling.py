@@ -1,6 +1,6 @@
 """Whether compiling the head pays (`training.compile=auto`), found out by training with it.
 
-The most demanding trial of the space runs for some tens of steps as it is, and again in each
+The most demanding trial of the space runs for some hundred steps as it is, and again in each
 mode; what fails, trains otherwise or gains nothing is not used.
 """
 
@@ -15,14 +15,14 @@ from sesttune.search.space import SearchSpace
 GAIN = 1.05
 """Less than a twentieth more steps is not worth compiling each size of head and batch anew."""
 ALIKE = 0.1
-"""How far val_loss may be off after some tens of steps: dropout draws other numbers."""
+"""How far val_loss may be off after some hundred steps: dropout draws other numbers."""
 MODES = ("default", "reduce-overhead")
 
 
 def modes_to_try(config: Config) -> tuple[str, ...]:
     """The modes that may pay on this machine: none without a GPU or without a compiler.
 
-    On a CPU nothing was gained in float32, and a twentieth in bfloat16 (docs/performance.md).
+    On a CPU trials were slower for it (docs/performance.md).
     """
     import torch
 
