@@ -24,6 +24,7 @@ from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import HostReader, Reader, ResidentReader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
+from sesttune.host_memory import keep_freed_memory
 
 BATCHES = 12
 
@@ -33,6 +34,7 @@ def main() -> None:
     add_sizes(parser)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()  # as a trial does
     if args.worker:
         read_when_told(Path(args.worker))
         return

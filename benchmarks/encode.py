@@ -113,9 +113,12 @@ def compare(workers: Sequence[str], folder: str, args: argparse.Namespace) -> No
         computed = "" if name == PUBLIC else f"{rate * tflop:8.3g} TFLOP/s"
         print(f"{name:<30}{rate:9.3g} cells/s{computed}   {worker.about}")
     print(f"left to compute: {tflop:.3g} TFLOP a cell")
-    for name, rate in rates.items():
+    for name in rates:
         if PUBLIC in rates and name != PUBLIC:
-            print(f"ratio {name} / {PUBLIC}: {rate / rates[PUBLIC]:.3g}")
+            pairs = zip(started[PUBLIC].seconds, started[name].seconds, strict=True)
+            ratios = [public / own for public, own in pairs]
+            spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
+            print(f"{name} / {PUBLIC}: {statistics.median(ratios):.3g} ({spread} over the rounds)")
 
 
 class WorkerFailed(Exception):
@@ -189,6 +192,7 @@ def write_model(folder: Path, sizes: SESizes) -> None:
 
 def tokeniser_rate() -> float:
     """Cells/s of `tokenize` alone, one thread, best of five."""
+    torch.set_num_threads(1)
     x = random_counts(256)
     rng = np.random.default_rng(1)
     columns = np.sort(rng.choice(GENES, VOCABULARY, replace=False))

@@ -9,13 +9,14 @@ ahead do not count: a resumed trial neither skips nor repeats a set.
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
 from sesttune.data.readers import Batch, Reader
 from sesttune.data.sampling import CellSetSampler
+from sesttune.threads import one_core_each
 
 
 class TrainingBatches:
@@ -27,7 +28,7 @@ class TrainingBatches:
         self._sampler, self._reader = sampler, reader
         self._batch_size, self._workers = batch_size, num_workers
         self._ahead: deque[Future[Any]] = deque()
-        self._threads = ThreadPoolExecutor(num_workers, "reader") if num_workers else None
+        self._threads = one_core_each(num_workers, "reader") if num_workers else None
         self._stream: torch.cuda.Stream | None = None
         self._moving: tuple[Batch, torch.cuda.Event] | None = None
         if reader.device.type == "cuda":

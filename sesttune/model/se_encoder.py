@@ -1,14 +1,13 @@
 """The frozen State Embedding encoder: count rows in, embeddings out.
 
 Opening one is cheap and gives its identity; the weights are read when the first
-cell is encoded, so a sweep whose embeddings are cached never loads them. A thread
-tokenises the next batch while this one is computed.
+cell is encoded, so a sweep whose embeddings are cached never loads them.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from sesttune.model.se_converted import load_converted, save_converted
 from sesttune.model.se_genes import MIN_MATCHED, GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
+from sesttune.threads import one_core_each
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ ENCODER_VERSION = 3
 """Raised when the same files would give other embeddings."""
 CONVERTED_VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CPU_BATCH, GPU_BATCH = 4, 64
+CPU_BATCH, GPU_BATCH = 2, 64
 """Cells a pass: more is not faster, as a cell is 2,049 tokens already."""
 
 
@@ -133,13 +133,28 @@ class SEEncoder:
         Raises UserError as `tokenize` does. `on_batch` gets the number of cells done.
         """
         out = np.empty((x.shape[0], self.embed_dim), np.float32)
-        done = 0
-        for tokens in self._tokens(x, match):
-            out[done : done + len(tokens)] = self._embed_what_fits(tokens)
-            done += len(tokens)
-            if on_batch is not None:
-                on_batch(done)
-        if self.device == "cpu":
+        # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
+        # a time, while the other thread tokenises the next.
+        on_cpu, size = self.device == "cpu", self.batch_size
+        threads = torch.get_num_threads() if on_cpu else 2
+        turn = Semaphore(threads if on_cpu else 1)
+        starts = range(0, x.shape[0], size)
+
+        def work(start: int) -> np.ndarray:
+            rows = x[start : start + size]
+            tokens = tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
+            with turn:
+                return self._embed_what_fits(tokens)
+
+        pool = one_core_each(max(1, min(threads, len(starts))), "encoder")
+        try:
+            for start, part in zip(starts, pool.map(work, starts), strict=True):
+                out[start : start + len(part)] = part
+                if on_batch is not None:
+                    on_batch(start + len(part))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if on_cpu:
             release_freed_memory()
         return out
 
@@ -150,20 +165,6 @@ class SEEncoder:
         counts = torch.from_numpy(tokens.counts).to(self.device)
         with torch.inference_mode():
             return model(ids, counts).float().cpu().numpy()
-
-    def _tokens(self, x: sparse.csr_matrix, match: GeneMatch) -> Iterator[Tokens]:
-        def work(start: int) -> Tokens:
-            rows = x[start : start + size]
-            return tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
-
-        size = self.batch_size
-        with ThreadPoolExecutor(1, "tokenize") as pool:
-            ahead = pool.submit(work, 0)
-            for start in range(0, x.shape[0], size):
-                tokens = ahead.result()
-                if start + size < x.shape[0]:
-                    ahead = pool.submit(work, start + size)
-                yield tokens
 
     def _embed_what_fits(self, tokens: Tokens) -> np.ndarray:
         """`embed` in parts of at most `batch_size`, halved where memory runs out."""
@@ -181,7 +182,7 @@ class SEEncoder:
                         f"{self.device} has too little free memory to encode a single cell"
                     ) from None
             # Outside of `except`, whose traceback keeps the tensors of the failed pass.
-            self.batch_size = len(part) // 2
+            self.batch_size = min(self.batch_size, len(part) // 2)  # another may have failed too
             torch.cuda.empty_cache()
             log.warning("out of memory: encoding %d cells a pass", self.batch_size)
         return np.concatenate(parts)
