@@ -13,7 +13,8 @@ variant:
 - TFLOP/s, peak memory, seconds until the first step (compiling, capturing);
 - error: largest relative difference of a gradient to that of eager float32, without dropout.
 
-A variant that fails says why, and the next one runs.
+`genes whole`: the loss's products over all genes at once, not in pieces (`model/losses.py`). A
+variant that fails says why, and the next one runs.
 """
 
 import argparse
@@ -26,12 +27,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sesttune.model import losses
 from sesttune.model.losses import energy_distance
 from sesttune.model.st_head import HeadConfig, STHead
 
 VARIANTS: dict[str, frozenset[str]] = {
     "fp32": frozenset(),
     "bf16": frozenset({"bf16"}),
+    "bf16, genes whole": frozenset({"bf16", "whole"}),
     "bf16, loss in TF32": frozenset({"bf16", "tf32"}),
     "bf16, compiled head": frozenset({"bf16", "compile"}),
     "bf16, captured": frozenset({"bf16", "capture"}),
@@ -42,6 +45,7 @@ VARIANTS: dict[str, frozenset[str]] = {
     ),
 }
 EMBED_DIM, PERT_DIM = 512, 5_120
+PIECES = losses.PIECES
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def make_step(
     """One optimizer step on a fixed batch, as a call; and the head it trains."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if "tf32" in options else "highest")
+    losses.PIECES = (1,) if "whole" in options else PIECES
     config = HeadConfig(EMBED_DIM, PERT_DIM, sizes.genes, sizes.width, dropout=dropout)
     head = STHead(config).to(device)
     control = torch.randn(sizes.sets, sizes.cells, EMBED_DIM, device=device)

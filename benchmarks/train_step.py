@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                       # the plan's sizes, CPU or GPU as found
     python benchmarks/train_step.py --cells 221273        # as many cells as the VCC data
     python benchmarks/train_step.py --expressed 8400      # their density
+    python benchmarks/train_step.py --compile none default reduce-overhead --precision 32 bf16
 
 Writes synthetic cells to an h5ad file, builds the store from it, and prints steps/s of
 `run_trial` (validation and checkpoints are in its wall-clock, not in steps/s) against a loop
@@ -14,6 +15,7 @@ Both train in processes of their own, in turn, so that neither has the other's m
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +31,7 @@ from step_variants import EMBED_DIM, Sizes, flop_per_step
 from synthetic_trial import add_sizes, open_matrix, read_job, read_row, write_trial
 from torch import nn
 
+from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
@@ -36,28 +39,29 @@ from sesttune.model.st_head import HeadConfig, STHead
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
+BASELINE, OURS = "the plan's loop", "sesttune"
+FIGURES = ("steps/s", "cells/s", "waiting, %", "TFLOP/s", "peak GiB", "startup, s")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_sizes(parser)
     parser.add_argument("--hidden-dim", type=int, default=672, help="of the head: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="a round: %(default)s")
-    parser.add_argument("--precision", default="auto", help="of ours: %(default)s")
-    parser.add_argument("--compile", default="none", help="of our head: %(default)s")
+    parser.add_argument("--precision", nargs="+", default=["auto"], help="of ours, one or more")
+    parser.add_argument("--compile", nargs="+", default=["none"], help="of ours, one or more")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--no-baseline", action="store_true", help="ours only")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(WORKERS[args.worker](Path(sys.stdin.readline().strip()))))
+        print(json.dumps(work(args.worker[0], Path(args.worker[1]))))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = {
             "model.kwargs.hidden_dim": args.hidden_dim,
             "training.max_steps": 2 * args.steps,
-            "training.precision": args.precision,
-            "training.compile": args.compile,
             "training.val_check_interval": args.steps,
         }
         write_trial(folder, args, settings)
@@ -66,7 +70,11 @@ def main() -> None:
             f"{where}, {os.cpu_count()} cores, torch {torch.__version__}; {args.cells:,} cells of "
             f"{args.expressed:,} of {args.genes:,} genes; {args.batch_size} sets of {args.set_len}"
         )
-        workers = [*([] if args.no_baseline else ["baseline"]), "ours"]
+        variants = itertools.product(args.precision, args.compile)
+        workers = [
+            *([] if args.no_baseline else [BASELINE]),
+            *(f"{OURS} {p} {c}" for p, c in variants),
+        ]
         found: dict[str, list[dict[str, float]]] = {worker: [] for worker in workers}
         for _ in range(args.rounds):
             for worker in workers:
@@ -75,32 +83,41 @@ def main() -> None:
 
 
 def show(found: dict[str, list[dict[str, float]]]) -> None:
-    def median(worker: str, key: str) -> float:
-        return statistics.median(run[key] for run in found[worker])
-
-    for worker in ("baseline", "ours"):
-        if worker in found:
-            print(f"{worker}:")
-            for key in found[worker][0]:
-                print(f"  {key:<32}{median(worker, key):12.4g}")
-    if "baseline" in found:
-        pairs = zip(found["ours"], found["baseline"], strict=True)
-        ratios = [ours["steps_per_s"] / theirs["steps_per_s"] for ours, theirs in pairs]
-        print(f"ours / baseline, steps/s: {statistics.median(ratios):.2f} ({ratios})")
+    """A row a worker with the medians of its rounds; then the ratios round by round."""
+    print(f"{'':<30}" + "".join(f"  {name:>10}" for name in FIGURES))
+    for worker, runs in found.items():
+        cells = []
+        for name in FIGURES:
+            values = [run[name] for run in runs if name in run]
+            cells.append(f"{statistics.median(values):10.4g}" if values else f"{'-':>10}")
+        print(f"{worker:<30}" + "".join(f"  {cell}" for cell in cells))
+    for worker in found:
+        if BASELINE in found and worker != BASELINE:
+            pairs = zip(found[worker], found[BASELINE], strict=True)
+            ratios = [ours["steps/s"] / theirs["steps/s"] for ours, theirs in pairs]
+            spread = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{worker} / {BASELINE}, steps/s: {statistics.median(ratios):.2f} ({spread})")
 
 
 def in_process(worker: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", __file__, "--worker", worker]
-    done = subprocess.run(
-        command, input=f"{folder}\n", stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, "-W", "ignore", __file__, "--worker", worker, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def ours(folder: Path) -> dict[str, float]:
+def work(worker: str, folder: Path) -> dict[str, float]:
+    """`FIGURES` of a worker, by its name."""
+    if worker == BASELINE:
+        return baseline(folder)
+    _, precision, mode = worker.split()
+    return ours(folder, precision, mode)
+
+
+def ours(folder: Path, precision: str, mode: str) -> dict[str, float]:
     """A trial as a sweep runs it; figures of its last interval, which is warm."""
     config, manifest = read_job(folder)
+    config = with_point(config, {"training.precision": precision, "training.compile": mode})
     with tempfile.TemporaryDirectory() as name:
         trial = Path(name) / "trial"
         result = run_trial(config, manifest, trial)
@@ -108,12 +125,12 @@ def ours(folder: Path) -> dict[str, float]:
         print(read_trial(trial).facts["data"], file=sys.stderr)  # type: ignore[union-attr]
     on_gpu = torch.cuda.is_available()
     return {
-        "steps_per_s": last["steps_per_s"],
-        "cells_per_s": last["cells_per_s"],
-        "waiting_for_data_pct": 100 * last["data_wait_frac"],
-        "tflop_per_s": last["steps_per_s"] * flop_per_step(sizes_of(config)) / 1e12,
-        "peak_memory_gib": last["gpu_mem_gib"] if on_gpu else peak_rss_gib(),
-        "startup_s": result.startup_s,
+        "steps/s": last["steps_per_s"],
+        "cells/s": last["cells_per_s"],
+        "waiting, %": 100 * last["data_wait_frac"],
+        "TFLOP/s": last["steps_per_s"] * flop_per_step(sizes_of(config)) / 1e12,
+        "peak GiB": last["gpu_mem_gib"] if on_gpu else peak_rss_gib(),
+        "startup, s": result.startup_s,
     }
 
 
@@ -152,10 +169,10 @@ def baseline(folder: Path) -> dict[str, float]:
     steps_per_s = 1 / statistics.median(times[1:])
     cells = config.training.batch_size * kwargs.st_cell_set_len
     return {
-        "steps_per_s": steps_per_s,
-        "cells_per_s": steps_per_s * cells,
-        "waiting_for_data_pct": 100 * read_s / sum(times),
-        "peak_memory_gib": peak_rss_gib()
+        "steps/s": steps_per_s,
+        "cells/s": steps_per_s * cells,
+        "waiting, %": 100 * read_s / sum(times),
+        "peak GiB": peak_rss_gib()
         if device.type == "cpu"
         else torch.cuda.max_memory_allocated() / 2**30,
     }
@@ -182,8 +199,6 @@ def peak_rss_gib() -> float:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) / 2**20
 
-
-WORKERS = {"baseline": baseline, "ours": ours}
 
 if __name__ == "__main__":
     main()

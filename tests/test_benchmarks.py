@@ -13,7 +13,7 @@ def test_the_encoder_benchmark_runs_and_prints_its_rates() -> None:
     assert "tokeniser, one core:" in done.stdout
     for precision in ("fp32", "bf16"):
         (line,) = (li for li in done.stdout.splitlines() if li.startswith(f"sesttune {precision}"))
-        assert line.endswith(f"cpu, {precision}, 4 cells a pass")
+        assert line.endswith(f"cpu, {precision}, 2 cells a pass")
         assert float(line.split()[2]) > 0
 
 
@@ -32,14 +32,18 @@ def test_the_benchmark_of_ways_to_compute_a_step_says_what_each_costs_and_errs()
 def test_the_training_benchmark_runs_and_compares() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--rounds", "1"]
     more = ["--cells", "600", "--genes", "400", "--expressed", "50", "--hidden-dim", "32"]
-    more += ["--set-len", "8", "--batch-size", "2", "--steps", "4"]
+    more += ["--set-len", "8", "--batch-size", "2", "--steps", "4", "--precision", "32", "bf16"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
-    figures = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines() if line[:2] == "  ")
-    named = {name.strip(): float(value) for name, value in figures.items()}
-    assert named["steps_per_s"] > 0
-    assert named["tflop_per_s"] > 0
-    assert 0 <= named["waiting_for_data_pct"] <= 100
-    assert "ours / baseline, steps/s:" in done.stdout
+    table = [line.split("  ") for line in done.stdout.splitlines()[1:]]
+    rows = {cells[0]: [c.strip() for c in cells[1:] if c.strip()] for cells in table}
+    names = rows[""]
+    for trained in ("sesttune 32 none", "sesttune bf16 none"):
+        named = dict(zip(names, map(float, rows[trained]), strict=True))
+        assert named["steps/s"] > 0
+        assert named["TFLOP/s"] > 0
+        assert 0 <= named["waiting, %"] <= 100
+    assert rows["the plan's loop"][names.index("TFLOP/s")] == "-"
+    assert "sesttune bf16 none / the plan's loop, steps/s: " in done.stdout
 
 
 def test_the_benchmark_of_dense_rows_counts_each_way_to_read_them() -> None:

@@ -75,8 +75,9 @@ def test_the_model_names_its_requirements_and_takes_the_declared_input(uri: str)
     frame = pd.DataFrame({"perturbation": ["P0", "P1", "P0"], "control_embedding": [[0.1] * 6] * 3})
     predicted = np.asarray(model.predict(frame))
     assert predicted.shape == (3, 60)
-    assert (predicted[0] == predicted[2]).all()
-    assert (predicted[0] != predicted[1]).any()
+    # Cells of one set that are alike: some CPUs take the rows of a product in different orders.
+    assert np.allclose(predicted[0], predicted[2], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(predicted[0], predicted[1], rtol=1e-2, atol=1e-3)
 
 
 LOAD_IN_A_CLEAN_ENVIRONMENT = """

@@ -17,13 +17,16 @@ FrozenLinear = Callable[[Tensor], Tensor]
 
 
 def freeze(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False) -> FrozenLinear:
-    """x W' + b, then exact GELU where asked; holds its own copy of packed weights."""
+    """x W' + b, then exact GELU where asked; holds its own copy of the weights."""
     weight, bias = weight.to(dtype), bias.to(dtype)
-    if weight.device.type == "cpu" and _pays_to_pack(dtype):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        bias = bias.clone()  # not a view of the checkpoint's file, which can then be let go
-        after = "gelu" if gelu else "none"
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], "none")
+    if weight.device.type == "cpu":
+        # Copies, not views of the checkpoint's file, which can then be let go.
+        bias = bias.clone()
+        if _pays_to_pack(dtype):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            after = "gelu" if gelu else "none"
+            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], "none")
+        weight = weight.clone()
     if gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias))
     return lambda x: F.linear(x, weight, bias)

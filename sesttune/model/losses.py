@@ -17,6 +17,8 @@ from sesttune.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+PIECES = (8, 4, 2, 1)
+"""Into how many a GPU takes the genes: the first that divides them."""
 ROUNDING = 1e-6
 """Squared distances below this share of |x|^2 + |y|^2 are float32 rounding: taken as zero."""
 BLUR, SCALING, STEPS = 0.05, 0.5, 16
@@ -58,17 +60,16 @@ class _EnergyDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, real: Tensor, differentiate: bool) -> Tensor:
         differentiate = differentiate and predicted.requires_grad
-        # One set after another on a CPU: a set fits the cache, a batch does not.
-        step = 1 if predicted.device.type == "cpu" else len(predicted)
+        step, pieces = _at_once(predicted)
         values, gradient = [], torch.empty_like(predicted) if differentiate else None
         for first in range(0, len(predicted), step):
             x, y = (part[first : first + step].float() for part in (predicted, real))
             # Gram matrices lose digits when cells are close and far from the origin.
             centre = y.mean(-2, keepdim=True)
-            x, y = x - centre, y - centre
-            self_x, self_y = x @ x.transpose(-1, -2), y @ y.transpose(-1, -2)
+            x, y = (_in_pieces(cells, centre, pieces) for cells in (x, y))
+            self_x, self_y = _products(x, x), _products(y, y)
             square_x, square_y = (gram.diagonal(dim1=-2, dim2=-1) for gram in (self_x, self_y))
-            across = _gram_distances(x @ y.transpose(-1, -2), square_x, square_y)
+            across = _gram_distances(_products(x, y), square_x, square_y)
             within = _gram_distances(self_x, square_x, square_x)
             within_real = _gram_distances(self_y, square_y, square_y)
             values.append(
@@ -76,9 +77,14 @@ class _EnergyDistance(torch.autograd.Function):
             )
             if gradient is not None:
                 to_real, to_self = (_inverse(d) / d[0].numel() for d in (across, within))
-                part = x * (to_real.sum(-1) - to_self.sum(-1))[..., None]
-                part.baddbmm_(to_real, y, alpha=-1).baddbmm_(to_self, x)
-                gradient[first : first + step] = part
+                part = x * (to_real.sum(-1) - to_self.sum(-1))[:, None, :, None]
+                for weights, cells, sign in ((to_real, y, -1), (to_self, x, 1)):
+                    weights = weights[:, None].expand(-1, pieces, -1, -1)
+                    part.flatten(0, 1).baddbmm_(
+                        weights.flatten(0, 1), cells.flatten(0, 1), alpha=sign
+                    )
+                whole = gradient[first : first + step].unflatten(-1, (pieces, -1))
+                whole.copy_(part.transpose(1, 2))
         ctx.gradient = gradient
         return torch.cat(values)
 
@@ -88,6 +94,29 @@ class _EnergyDistance(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         gradient *= outer[0][:, None, None]
         return gradient, None, None
+
+
+def _at_once(x: Tensor) -> tuple[int, int]:
+    """Sets at once, and the pieces that their genes are taken in, each a product of its own.
+
+    On a CPU one set, which fits the cache, as a batch does not. On a GPU all, in pieces: a product
+    of 128 cells with 128 over all genes is one or two tiles, so sixteen sets would be work for a
+    quarter of the processors.
+    """
+    if x.device.type == "cpu":
+        return 1, 1
+    return len(x), next(count for count in PIECES if x.shape[-1] % count == 0)
+
+
+def _in_pieces(x: Tensor, centre: Tensor, pieces: int) -> Tensor:
+    """x - centre of [sets, cells, genes], laid out as [sets, pieces, cells, genes / pieces]."""
+    x, centre = (part.unflatten(-1, (pieces, -1)).transpose(1, 2) for part in (x, centre))
+    return torch.sub(x, centre, out=x.new_empty(x.shape))
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Products [sets, n, m] of each cell of x with each of y, both `_in_pieces`."""
+    return (x @ y.transpose(-1, -2)).sum(1)
 
 
 def _gram_distances(gram: Tensor, square_x: Tensor, square_y: Tensor) -> Tensor:

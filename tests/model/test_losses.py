@@ -4,6 +4,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sesttune.errors import UserError
+from sesttune.model import losses
 from sesttune.model.losses import (
     energy_distance,
     loss_function,
@@ -51,6 +52,32 @@ def test_energy_distance_gradient_equals_that_of_the_definition() -> None:
         (value * weights).sum().backward()
         assert wide.grad is not None
         assert (x.grad - wide.grad).abs().max() < 1e-4 * wide.grad.abs().max()
+
+
+@pytest.mark.parametrize("pieces", [2, 8])
+def test_genes_in_pieces_as_on_a_gpu_are_the_same_distance(
+    monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    x, y = realistic(7)
+    weights = torch.arange(1.0, 1.0 + len(x))
+    found = []
+    for at_once in ((1, 1), (len(x), pieces)):
+        monkeypatch.setattr(losses, "_at_once", lambda _, at_once=at_once: at_once)
+        predicted = x.clone().requires_grad_()
+        values = energy_distance(predicted, y)
+        (values * weights).sum().backward()
+        assert predicted.grad is not None
+        found += [values.detach(), predicted.grad]
+    assert torch.allclose(found[0], found[2], rtol=1e-6)
+    assert (found[1] - found[3]).abs().max() < 1e-6 * found[1].abs().max()
+
+
+def test_a_gpu_takes_the_genes_in_as_many_pieces_as_divide_them() -> None:
+    with FakeTensorMode():  # no values, so no GPU is needed
+        for genes, pieces in ((18_080, 8), (18_082, 2), (18_081, 1)):
+            x = torch.empty(16, 4, genes, device="cuda")
+            assert losses._at_once(x) == (16, pieces)
+    assert losses._at_once(torch.empty(16, 4, 8)) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
