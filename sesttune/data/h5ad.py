@@ -154,12 +154,12 @@ class H5adFile:
     def _block(self, start: int, stop: int) -> sparse.csr_matrix:
         if self._encoding == "dense":
             return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
-        indptr = self._x["indptr"][start : stop + 1].astype(np.int64)
+        indptr = self._x["indptr"][start : stop + 1].astype(np.int64, copy=False)
         low, high = int(indptr[0]), int(indptr[-1])
         block = sparse.csr_matrix(
             (
-                self._x["data"][low:high].astype(np.float32),
-                self._x["indices"][low:high].astype(np.int32),
+                self._x["data"][low:high].astype(np.float32, copy=False),
+                self._x["indices"][low:high].astype(np.int32, copy=False),
                 indptr - low,
             ),
             shape=(stop - start, self.shape[1]),

@@ -5,7 +5,9 @@ lie: a file that was moved, or a sweep that adds a dataset, finds what is there 
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +36,9 @@ class Encoder(Protocol):
 
     min_matched: float
     """Least share of a file's genes it must know."""
+    calls_at_once: int
+    """Calls of `encode` to make side by side, so that its device does not wait while the host
+    reads and writes shards."""
 
     @property
     def key(self) -> str: ...
@@ -70,38 +75,50 @@ Runner = Callable[[Sequence[Shard], Encoder, Progress], None]
 
 
 class ShardEncoder:
-    """Encodes shards one after another; keeps the file they come from open."""
+    """Encodes shards, from several threads at once; each keeps open the file it reads from."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._file: H5adFile | None = None
-        self._match: GeneMatch | None = None
+        self._thread = threading.local()
 
-    def encode(self, shard: Shard) -> None:
-        """Compute the shard unless another process has. Raises UserError for NaN."""
+    def encode(self, shard: Shard) -> int:
+        """Compute the shard unless another process has; returns its cells.
+
+        Raises UserError for NaN.
+        """
         cached_folder(shard.folder, lambda draft: self._write(draft, shard), is_intact)
+        return len(shard.rows)
 
     def _write(self, draft: Path, shard: Shard) -> None:
-        if self._file is None or self._file.path != shard.file:
-            if self._file is not None:
-                self._file.close()
-            self._file = H5adFile(shard.file)
-            self._match = self._encoder.match(self._file.var_names, self._file.var_columns())
-        encoded = self._encoder.encode(self._file.read_rows(shard.rows), self._match)
+        file, match = self._opened(shard.file)
+        encoded = self._encoder.encode(file.read_rows(shard.rows), match)
         if not np.isfinite(encoded).all():
             raise UserError(f"{shard.file}: the encoder gave NaN for a control cell")
         np.save(draft / "embeddings.npy", encoded)
 
+    def _opened(self, path: Path) -> tuple[H5adFile, GeneMatch]:
+        opened: tuple[H5adFile, GeneMatch] | None = getattr(self._thread, "opened", None)
+        if opened is not None and opened[0].path == path:
+            return opened
+        if opened is not None:
+            opened[0].close()
+        file = H5adFile(path)
+        match = self._encoder.match(file.var_names, file.var_columns())
+        self._thread.opened = file, match
+        return file, match
+
 
 def encode_here(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
-    """The `Runner` of a single device: in this process, in turn."""
-    worker = ShardEncoder(encoder)
+    """The `Runner` of a single device: in this process."""
     done, total = 0, sum(len(shard.rows) for shard in shards)
     progress(ENCODING, 0, total)
-    for shard in shards:
-        worker.encode(shard)
-        done += len(shard.rows)
-        progress(ENCODING, done, total)
+    pool = ThreadPoolExecutor(encoder.calls_at_once, "shards")
+    try:
+        for cells in pool.map(ShardEncoder(encoder).encode, shards):
+            done += cells
+            progress(ENCODING, done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def plan_shards(

@@ -7,7 +7,7 @@ cell is encoded, so a sweep whose embeddings are cached never loads them.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Semaphore
+from threading import RLock, Semaphore
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,14 @@ class SEEncoder:
         self.device, self.precision = device, precision
         by_device = CPU_BATCH if device == "cpu" else GPU_BATCH
         self.batch_size = by_device if batch_size is None else batch_size
+        self.calls_at_once = 1 if device == "cpu" else 2
         self._config, self._cache = config, cache
         self._hashes = cache / "sha256" if cache else None
         self._sha256: str | None = None
         self._model: SETransformer | None = None
         self._vocabulary: dict[str, int] = {}
         self._pad_length = self._cls_token_idx = 0
+        self._make_locks()
 
     @classmethod
     def open(
@@ -87,9 +89,20 @@ class SEEncoder:
         """Find the files (UserError where they are missing or ambiguous); loads no weights."""
         return cls(find_files(model_folder, checkpoint, protein_embeddings), **more)
 
+    def _make_locks(self) -> None:
+        self._loading = RLock()
+        # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
+        # a time, while other threads read and tokenise.
+        self._threads = torch.get_num_threads() if self.device == "cpu" else 2
+        self._turn = Semaphore(self._threads if self.device == "cpu" else 1)
+
     def __getstate__(self) -> dict[str, Any]:
         """Another process loads its own weights."""
-        return {**self.__dict__, "_model": None}
+        return {**self.__dict__, "_model": None, "_loading": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_locks()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -118,8 +131,9 @@ class SEEncoder:
         self, gene_names: Sequence[str], var_columns: Mapping[str, Sequence[str]]
     ) -> GeneMatch:
         """Which genes of a file the encoder knows; raises UserError as `match_genes` does."""
-        if not self._vocabulary:
-            self._read()
+        with self._loading:
+            if not self._vocabulary:
+                self._read()
         return match_genes(gene_names, var_columns, self._vocabulary, self.min_matched)
 
     def encode(
@@ -133,20 +147,16 @@ class SEEncoder:
         Raises UserError as `tokenize` does. `on_batch` gets the number of cells done.
         """
         out = np.empty((x.shape[0], self.embed_dim), np.float32)
-        # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
-        # a time, while the other thread tokenises the next.
-        on_cpu, size = self.device == "cpu", self.batch_size
-        threads = torch.get_num_threads() if on_cpu else 2
-        turn = Semaphore(threads if on_cpu else 1)
+        size = self.batch_size
         starts = range(0, x.shape[0], size)
 
         def work(start: int) -> np.ndarray:
             rows = x[start : start + size]
             tokens = tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
-            with turn:
+            with self._turn:
                 return self._embed_what_fits(tokens)
 
-        pool = one_core_each(max(1, min(threads, len(starts))), "encoder")
+        pool = one_core_each(max(1, min(self._threads, len(starts))), "encoder")
         try:
             for start, part in zip(starts, pool.map(work, starts), strict=True):
                 out[start : start + len(part)] = part
@@ -154,7 +164,7 @@ class SEEncoder:
                     on_batch(start + len(part))
         finally:
             pool.shutdown(cancel_futures=True)
-        if on_cpu:
+        if self.device == "cpu":
             release_freed_memory()
         return out
 
@@ -205,13 +215,14 @@ class SEEncoder:
         )
 
     def _load(self) -> SETransformer:
-        if self._model is None:
-            if self.device == "cpu":
-                keep_freed_memory()
-            weights = self._read()
-            model = build_transformer(weights, self.files)
-            proteins = weights.proteins
-            del weights  # the checkpoint's pages, which `freeze` can then let go one by one
-            model.to(self.device).freeze(proteins, DTYPES[self.precision])
-            self._model = model
-        return self._model
+        with self._loading:
+            if self._model is None:
+                if self.device == "cpu":
+                    keep_freed_memory()
+                weights = self._read()
+                model = build_transformer(weights, self.files)
+                proteins = weights.proteins
+                del weights  # the checkpoint's pages, which `freeze` can then let go one by one
+                model.to(self.device).freeze(proteins, DTYPES[self.precision])
+                self._model = model
+            return self._model

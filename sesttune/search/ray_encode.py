@@ -43,9 +43,12 @@ def encode_with_ray(
     from ray.exceptions import RayTaskError
     from ray.util import ActorPool
 
-    options: dict[str, Any] = {**resources, "max_restarts": 3, "max_task_retries": 3}
-    actor = ray.remote(**options)(_Worker)
-    pool: Any = ActorPool([actor.remote(encoder) for _ in range(min(workers, len(shards)))])
+    at_once = encoder.calls_at_once
+    lasting = {"max_restarts": 3, "max_task_retries": 3, "max_concurrency": at_once}
+    options: dict[str, Any] = {**lasting, **resources}
+    actor = ray.remote(**options)(ShardEncoder)
+    started = [actor.remote(encoder) for _ in range(min(workers, len(shards)))]
+    pool: Any = ActorPool(at_once * started)  # an actor takes as many shards as it has places
     done, total = 0, sum(len(shard.rows) for shard in shards)
     progress(ENCODING, 0, total)
     try:
@@ -54,12 +57,3 @@ def encode_with_ray(
             progress(ENCODING, done, total)
     except RayTaskError as error:
         raise error.cause from None
-
-
-class _Worker:
-    def __init__(self, encoder: Encoder) -> None:
-        self._shards = ShardEncoder(encoder)
-
-    def encode(self, shard: Shard) -> int:
-        self._shards.encode(shard)
-        return len(shard.rows)

@@ -1,14 +1,18 @@
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 from helpers.tiny_data import MeanEncoder, TinyData, write_cells, write_tiny
+from scipy import sparse
 
 from sesttune.cache import main as cache_command
 from sesttune.config.load import load_config
@@ -99,6 +103,31 @@ def test_a_damaged_shard_is_noticed_and_made_again(tiny: TinyData) -> None:
     data, count = encoded(tiny)
     assert 0 < count <= 16
     assert np.array_equal(data.controls.matrix, matrix)
+
+
+class Overlapping(MeanEncoder):
+    """Its first two calls wait for each other; without company they fail."""
+
+    calls_at_once = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together, self.calls = threading.Barrier(2), itertools.count()
+
+    def encode(self, x: sparse.csr_matrix, match: object) -> np.ndarray:
+        if next(self.calls) < 2:
+            self.together.wait(timeout=60)
+        return super().encode(x, match)
+
+
+def test_shards_are_read_and_written_while_others_are_encoded(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    in_turn = np.array(encoded(tiny)[0].controls.matrix)
+    other = replace(tiny, folder=tmp_path / "other")
+    data, count = encoded(other, Overlapping())
+    assert np.array_equal(data.controls.matrix, in_turn)
+    assert count == len(in_turn)
 
 
 SLOW = """

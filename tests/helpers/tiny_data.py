@@ -112,6 +112,7 @@ class MeanEncoder:
 
     key = "mean-encoder"
     min_matched = 0.2
+    calls_at_once = 1
     embed_dim = 6
     identity = {"path": "none", "sha256": "0" * 64, "label": "test encoder"}  # noqa: RUF012
 

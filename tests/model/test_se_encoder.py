@@ -1,5 +1,8 @@
+import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -124,6 +127,26 @@ def test_a_cell_has_one_embedding_whatever_the_batch_and_order(name: str) -> Non
     shuffled = open_oracle(batch_size=7).encode(x[order], match)
     assert np.abs(together - alone).max() <= 1e-6
     assert np.abs(together[order] - shuffled).max() <= 1e-6
+
+
+def test_passes_that_take_turns_as_on_a_gpu_give_the_same() -> None:
+    cells = read("cells_sparse")
+    wanted = open_oracle().encode(*cells)
+    encoder = pickle.loads(pickle.dumps(open_oracle(batch_size=8)))  # as an actor gets it
+    encoder._threads, encoder._turn, computing = 2, Semaphore(1), []
+    embed = encoder.embed
+
+    def embed_alone(tokens: Tokens) -> np.ndarray:
+        assert not computing, "two passes at once"
+        computing.append(tokens)
+        found = embed(tokens)
+        computing.remove(tokens)
+        return found
+
+    encoder.embed = embed_alone
+    with ThreadPoolExecutor(2) as pool:  # two shards
+        for found in pool.map(lambda _: encoder.encode(*cells), range(2)):
+            assert np.abs(found - wanted).max() <= 1e-6
 
 
 def test_filler_follows_the_seed() -> None:

@@ -57,12 +57,15 @@ def encode(tiny: TinyData, encoder: Encoder) -> tuple[TrialData, list[int]]:
     return TrialData.open(prepare(config, lambda: encoder, runner=run)), seen  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("calls_at_once", [1, 2])
 def test_two_workers_give_what_one_process_gives_even_if_one_is_killed(
-    tiny: TinyData, tmp_path: Path
+    tiny: TinyData, tmp_path: Path, calls_at_once: int
 ) -> None:
     calls = tmp_path / "calls"
     calls.mkdir()
-    data, seen = encode(tiny, Recorded(calls, kill=True))
+    encoder = Recorded(calls, kill=True)
+    encoder.calls_at_once = calls_at_once
+    data, seen = encode(tiny, encoder)
     processes = {path.name.partition("-")[0] for path in calls.iterdir()}
     assert len(processes) >= 2
     assert seen[0] == 0
