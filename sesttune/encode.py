@@ -5,7 +5,6 @@ the input (`obsm["X_state"]`), or alone into a `.npy`.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.progress import Progress, TaskID
 
     from sesttune.model.se_encoder import SEEncoder
 
@@ -78,30 +76,24 @@ def main(argv: Sequence[str]) -> int:
 def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
     import numpy as np
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from sesttune.data.h5ad import H5adFile
+    from sesttune.progress_bars import progress_bars
 
-    console = Console(stderr=True)
+    what, done = "encoding cells", 0
     parts: list[np.ndarray] = []
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        H5adFile(source) as file,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bars,
-    ):
-        task = bars.add_task("encoding cells", total=file.n_cells)
+    with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
         match = encoder.match(file.var_names, file.var_columns())
         print(f"{source.name}: {match.report}")
-        done = 0
+        show(what, done, file.n_cells)
         for block in file.iter_csr(block_rows=BLOCK_ROWS):
-            advance = functools.partial(_advance, bars, task, done)
+
+            def advance(count: int, before: int = done) -> None:
+                show(what, before + count, file.n_cells)
+
             parts.append(encoder.encode(block, match, advance))
             done += block.shape[0]
     return np.concatenate(parts)
-
-
-def _advance(bars: "Progress", task: "TaskID", before: int, count: int) -> None:
-    bars.update(task, completed=before + count)
 
 
 def _write(source: Path, output: Path, embeddings: "np.ndarray", key: str) -> None:

@@ -15,22 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError
+from sesttune.progress_bars import progress_bars
 
 if TYPE_CHECKING:
     from sesttune.data.trial_data import TrialData
@@ -46,13 +37,6 @@ class Run:
     config: Config
     manifest: Path
     space: dict[str, Any] | None
-
-
-class RateColumn(ProgressColumn):
-    """Units a second, as measured over the last seconds."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.3g}/s" if task.speed else "", style="progress.data.speed")
 
 
 def run_folder(config: Config) -> Path:
@@ -142,21 +126,7 @@ def prepared_data(config: Config, console: Console, runner: Runner = encode_here
             min_matched=kwargs.se_min_matched,
         )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with progress_bars(console) as show:
         return TrialData.open(prepare(config, encoder, show, runner))
 
 

@@ -1,0 +1,47 @@
+"""Progress bars for what takes more than seconds: how many, how many a second, how long still."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from sesttune import cached_folder
+
+
+class RateColumn(ProgressColumn):
+    """Units a second, as measured over the last seconds."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.3g}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[cached_folder.Progress]:
+    """A function of (what, done, total) that keeps a bar for each `what`; quiet off a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show
