@@ -13,8 +13,11 @@ BIN := .venv/bin
 sweep: .venv/.installed   ## the demo, or: make sweep ARGS='data.kwargs.toml_config_path=… …'
 	$(BIN)/python -m sesttune.sweep $(ARGS)
 
-test: .venv/.installed   ## half of a test's time is waiting for servers, so two at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+# Half of a test's time is waiting for servers, so two at a time. They have the cores together: a thread that
+# waits for others must sleep, not spin (half of the time). In the files' order, since else those of few
+# tests, the longest among them, run last and alone.
+test: .venv/.installed
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
