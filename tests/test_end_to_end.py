@@ -19,6 +19,14 @@ from sesttune.command import run as run_command
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.training.records import list_trials, read_metrics
 
+SHORT_SPACE = """\
+searcher: gp
+num_trials: 4
+parameters:
+  training.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}
+  training.max_steps: {type: choice, values: [200, 240]}
+"""
+
 
 def sesttune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
@@ -260,9 +268,9 @@ def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output:
 
 def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
     run = folder / "outputs" / "killed"
-    command = [sys.executable, "-m", "sesttune.sweep", "name=killed", "sweep.num_trials=4"]
-    command += ["sweep.seeds=1"]
-    command += [f"data.cache_dir={folder}/cache"]
+    (folder / "short.yaml").write_text(SHORT_SPACE)
+    command = [sys.executable, "-m", "sesttune.sweep", "name=killed", "sweep.space=short.yaml"]
+    command += ["sweep.seeds=1", "sweep.extend_to=[]", f"data.cache_dir={folder}/cache"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
