@@ -5,14 +5,16 @@ a reader's team and the training loop's would wait for each other's cores at eve
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Lock
 
 import torch
+
+_SETTING = Lock()  # of the process's number, by one caller at a time
 
 
 def one_core_each(count: int, name: str) -> ThreadPoolExecutor:
     """A pool of `count` threads whose torch operations take one core, whatever others take."""
-    others, begun = torch.get_num_threads(), Barrier(count + 1)
+    begun = Barrier(count + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # the first call in a thread takes the process's number
@@ -20,8 +22,10 @@ def one_core_each(count: int, name: str) -> ThreadPoolExecutor:
         begun.wait()
 
     pool = ThreadPoolExecutor(count, name, initializer=begin)
-    for _ in range(count):
-        pool.submit(int)  # a pool starts a thread for each call that finds none idle
-    begun.wait()
-    torch.set_num_threads(others)  # what threads that are still to come begin with
+    with _SETTING:
+        others = torch.get_num_threads()
+        for _ in range(count):
+            pool.submit(int)  # a pool starts a thread for each call that finds none idle
+        begun.wait()
+        torch.set_num_threads(others)  # what threads that are still to come begin with
     return pool

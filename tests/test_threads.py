@@ -28,3 +28,20 @@ def test_only_the_threads_of_the_pool_have_one_core_each() -> None:
             assert teams(others, 2) == [3, 3]
     finally:
         torch.set_num_threads(before)
+
+
+def test_pools_made_at_the_same_time_leave_the_number_of_others_alone() -> None:
+    before = torch.get_num_threads()
+
+    def make(_: int) -> None:
+        one_core_each(2, "encoder").shutdown()
+
+    try:
+        torch.set_num_threads(3)
+        for _ in range(50):
+            with ThreadPoolExecutor(8) as makers:
+                list(makers.map(make, range(8)))
+            with ThreadPoolExecutor(1) as others:
+                assert teams(others, 1) == [3]
+    finally:
+        torch.set_num_threads(before)
