@@ -13,9 +13,9 @@ BIN := .venv/bin
 sweep: .venv/.installed   ## the demo, or: make sweep ARGS='data.kwargs.toml_config_path=… …'
 	$(BIN)/python -m sesttune.sweep $(ARGS)
 
-# Half of a test's time is waiting for servers, so two at a time. They have the cores together: a thread that
-# waits for others must sleep, not spin (half of the time). In the files' order, since else those of few
-# tests, the longest among them, run last and alone.
+# Two at a time, which share the cores with their servers and Ray workers: threads that wait for others must
+# sleep, not spin (twice as slow). In the files' order, since else those of few tests, the longest among
+# them, run last and alone.
 test: .venv/.installed
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
