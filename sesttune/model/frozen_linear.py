@@ -22,7 +22,7 @@ def freeze(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False)
     if weight.device.type == "cpu":
         # Copies, not views of the checkpoint's file, which can then be let go.
         bias = bias.clone()
-        if _pays_to_pack(dtype):
+        if onednn_is_faster(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
             after = "gelu" if gelu else "none"
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], "none")
@@ -32,7 +32,8 @@ def freeze(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False)
     return lambda x: F.linear(x, weight, bias)
 
 
-def _pays_to_pack(dtype: torch.dtype) -> bool:
+def onednn_is_faster(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies faster by oneDNN's operators, and this PyTorch has them."""
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available():
         return False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sesttune.errors import UserError
+from sesttune.model.attention import attend
 from sesttune.model.frozen_linear import freeze
 from sesttune.model.se_checkpoint import KEY, SEFiles, SEWeights
 
@@ -52,10 +53,7 @@ class Layer(nn.Module):
         """[cells, tokens, d]; `qkv` [cells, tokens, 3d]: the projections, where known already."""
         qkv = self._qkv(x.to(self.dtype)) if qkv is None else qkv
         q, k, v = qkv.unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
-        if q.device.type == "cpu":  # read once for every 256 queries: a copy in order pays
-            k, v = k.contiguous(), v.contiguous()
-        attended = F.scaled_dot_product_attention(q, k, v)  # [cells, heads, tokens, d/heads]
-        return self._after(x, attended.transpose(1, 2).flatten(2))
+        return self._after(x, attend(q, k, v))
 
     def _after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.norm1(x + self._out(attended))

@@ -1,0 +1,32 @@
+"""The encoder's attention against the formula, by each of its ways."""
+
+import pytest
+import torch
+
+from sesttune.model import attention
+from sesttune.model.attention import attend
+
+needs_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
+)
+
+
+@pytest.mark.parametrize("tokens", [300, 1_100])
+@pytest.mark.parametrize("faster", [False, pytest.param(True, marks=needs_onednn)])
+def test_attention_equals_the_formula(
+    tokens: int, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "onednn_is_faster", lambda dtype: faster)
+    projected = torch.randn(2, tokens, 3, 4, 16, generator=torch.Generator().manual_seed(0))
+    q, k, v = (2 * projected).permute(2, 0, 3, 1, 4)  # scores far apart
+    scores = q.double() @ k.double().mT / 4
+    expected = (scores.softmax(-1) @ v.double()).transpose(1, 2).flatten(2)
+    with torch.inference_mode():
+        torch.testing.assert_close(attend(q, k, v), expected.float(), rtol=0, atol=2e-5)
+
+
+def test_a_cell_has_the_same_attention_alone_and_among_others() -> None:
+    q, k, v = torch.randn(3, 3, 2, 1_100, 16, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        together, alone = attend(q, k, v), attend(q[1:2], k[1:2], v[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-6)
