@@ -48,6 +48,17 @@ def test_every_reader_gives_the_batches_of_the_host(
     moved.close()
 
 
+@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader])
+def test_a_batch_on_a_device_is_made_without_asking_it_for_a_value(
+    data: TrialData, kind: type
+) -> None:
+    """The meta device has no values, and refuses most operations that mix in the host's tensors."""
+    reader = kind(data, torch.device("meta"))
+    batch = reader.finish(reader.prepare(CellSetSampler(data, 8, 0).next_sets(4)))
+    assert all(tensor.device.type == "meta" for tensor in batch.values())
+    assert batch["target"].shape == (4, 8, data.n_genes)
+
+
 def test_a_cpu_reads_from_the_page_cache_and_says_so(data: TrialData) -> None:
     reader = choose_reader(data, torch.device("cpu"))
     assert isinstance(reader, HostReader)
