@@ -77,7 +77,7 @@ def _read_cells(
 ) -> tuple["CellStore", "ControlEmbeddings"]:
     """The input as a cell store of the model's genes, its controls encoded."""
     from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
-    from sesttune.data.store import SourceFile, build_store
+    from sesttune.data.store_builder import SourceFile, build_store
     from sesttune.model.se_encoder import SEEncoder
 
     cache = Path(config.data.cache_dir).expanduser().absolute()

@@ -18,7 +18,7 @@ import numpy as np
 
 from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.data.h5ad import H5adFile
-from sesttune.data.shards import Encoder, Runner, encode_here, plan_shards
+from sesttune.data.shards import Controls, Encoder, Runner, encode_here, plan_shards
 from sesttune.data.store import CellStore
 from sesttune.errors import UserError
 
@@ -100,7 +100,8 @@ def control_embeddings_from_obsm(store: CellStore, key: str, cache_dir: Path) ->
 
 def _copy_obsm(folder: Path, store: CellStore, key: str) -> None:
     parts: list[np.ndarray] = []
-    for path, rows in _controls_by_file(store):
+    for controls in _controls_by_file(store):
+        path, rows = controls.file, controls.rows
         with H5adFile(path) as file:
             held = file.obsm(key)
         if held is None:
@@ -133,9 +134,11 @@ def _check_lengths(picked: np.ndarray, key: str, path: Path) -> None:
             )
 
 
-def _controls_by_file(store: CellStore) -> Iterator[tuple[Path, np.ndarray]]:
-    """(file, its control rows), in store order: files in turn, rows ascending."""
+def _controls_by_file(store: CellStore) -> Iterator[Controls]:
+    """In store order: files in turn, rows ascending."""
+    file_of_control = store.file[store.is_control]
     for number, about in enumerate(store.files):
-        rows = store.file_row[(store.file == number) & store.is_control]
-        if len(rows):
-            yield Path(str(about["path"])), rows
+        here = file_of_control == number
+        if here.any():
+            rows = store.file_row[store.is_control][here]
+            yield Controls(Path(str(about["path"])), rows, store.control_digests[here])

@@ -132,18 +132,16 @@ class H5adFile:
         """The file's values in blocks of rows (all, or the sorted `rows`), float32 CSR."""
         n_cells, _ = self.shape
         whole = self._read_csc() if self._encoding == "csc" else None
-        first = 0 if rows is None or not len(rows) else int(rows[0])
-        for start in range(first, n_cells, block_rows):
-            stop = min(start + block_rows, n_cells)
-            if rows is None:
-                picked: np.ndarray | None = None
-            else:
-                low, high = np.searchsorted(rows, [start, stop])
-                if low == high:
+        for first in range(0, n_cells, block_rows):
+            start, stop = first, min(first + block_rows, n_cells)
+            picked: np.ndarray | None = None
+            if rows is not None:
+                picked = rows[slice(*np.searchsorted(rows, [start, stop]))]
+                if not len(picked):
                     continue
-                picked = rows[low:high] - start
+                start, stop = int(picked[0]), int(picked[-1]) + 1  # what lies around costs as much
             block = self._block(start, stop) if whole is None else whole[start:stop]
-            block = block if picked is None else block[picked]
+            block = block if picked is None else block[picked - start]
             self._check_values(block, start)
             yield block
 

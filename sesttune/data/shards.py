@@ -4,7 +4,6 @@ A shard's name is a digest of what its cells hold and of the encoder, not of whe
 lie: a file that was moved, or a sweep that adds a dataset, finds what is there already.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from sesttune.cached_folder import Progress, cached_folder, digest, is_intact
+from sesttune.data.cell_content import cell_digests
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
 
@@ -54,11 +54,25 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Control cells of one file; `rows` is int64, ascending, `folder` their place in the cache."""
+class Controls:
+    """The control cells of a file: `rows` and `digests` as in a `Shard`."""
 
     file: Path
     rows: np.ndarray
+    digests: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Control cells of one file.
+
+    `rows` is int64 [cells], ascending; `digests` uint8 [cells, 16], what they must hold (see
+    `cell_digests`); `folder` their place in the cache.
+    """
+
+    file: Path
+    rows: np.ndarray
+    digests: np.ndarray
     folder: Path
 
     def is_ready(self) -> bool:
@@ -75,37 +89,40 @@ Runner = Callable[[Sequence[Shard], Encoder, Progress], None]
 
 
 class ShardEncoder:
-    """Encodes shards, from several threads at once; each keeps open the file it reads from."""
+    """Encodes shards, from several threads at once; keeps open the file it read from last."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._thread = threading.local()
+        self._reading = threading.Lock()  # HDF5 serves one thread at a time anyway
+        self._opened: tuple[H5adFile, GeneMatch] | None = None
 
     def encode(self, shard: Shard) -> int:
         """Compute the shard unless another process has; returns its cells.
 
-        Raises UserError for NaN.
+        Raises UserError for NaN, and where the cells are no longer what they were.
         """
         cached_folder(shard.folder, lambda draft: self._write(draft, shard), is_intact)
         return len(shard.rows)
 
     def _write(self, draft: Path, shard: Shard) -> None:
-        file, match = self._opened(shard.file)
-        encoded = self._encoder.encode(file.read_rows(shard.rows), match)
+        with self._reading:
+            file, match = self._open(shard.file)
+            cells = file.read_rows(shard.rows)
+        if not np.array_equal(cell_digests(cells), shard.digests):
+            raise UserError(f"{shard.file}: has changed since it was read; start again")
+        encoded = self._encoder.encode(cells, match)
         if not np.isfinite(encoded).all():
             raise UserError(f"{shard.file}: the encoder gave NaN for a control cell")
         np.save(draft / "embeddings.npy", encoded)
 
-    def _opened(self, path: Path) -> tuple[H5adFile, GeneMatch]:
-        opened: tuple[H5adFile, GeneMatch] | None = getattr(self._thread, "opened", None)
-        if opened is not None and opened[0].path == path:
-            return opened
-        if opened is not None:
-            opened[0].close()
-        file = H5adFile(path)
-        match = self._encoder.match(file.var_names, file.var_columns())
-        self._thread.opened = file, match
-        return file, match
+    def _open(self, path: Path) -> tuple[H5adFile, GeneMatch]:
+        if self._opened is None or self._opened[0].path != path:
+            if self._opened is not None:
+                self._opened[0].close()
+                self._opened = None
+            file = H5adFile(path)
+            self._opened = file, self._encoder.match(file.var_names, file.var_columns())
+        return self._opened
 
 
 def encode_here(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
@@ -122,29 +139,22 @@ def encode_here(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -
 
 
 def plan_shards(
-    files: Sequence[tuple[Path, np.ndarray]], encoder: Encoder, cache: Path
+    files: Sequence[Controls], encoder: Encoder, cache: Path
 ) -> tuple[list[Shard], dict[str, str]]:
-    """The shards of `files` (path, rows to encode) in order, and a gene report for each file.
+    """The shards of `files` in order, and a gene report for each file. Reads no cell.
 
     Raises UserError where a file's genes do not match the encoder's.
     """
     shards: list[Shard] = []
     reports: dict[str, str] = {}
-    for path, rows in files:
-        with H5adFile(path) as file:
+    for controls in files:
+        with H5adFile(controls.file) as file:
             names, columns = file.var_names, file.var_columns()
-            reports[str(path)] = encoder.match(names, columns).report
-            genes = digest(names, columns)
-            for start in range(0, len(rows), SHARD_CELLS):
-                part = rows[start : start + SHARD_CELLS]
-                content = _content(file.read_rows(part))
-                shards.append(Shard(path, part, cache / digest(content, genes, encoder.key)))
+        reports[str(controls.file)] = encoder.match(names, columns).report
+        genes = digest(names, columns)
+        for start in range(0, len(controls.rows), SHARD_CELLS):
+            part = slice(start, start + SHARD_CELLS)
+            digests = controls.digests[part]
+            folder = cache / digest(digests.tobytes().hex(), genes, encoder.key)
+            shards.append(Shard(controls.file, controls.rows[part], digests, folder))
     return shards, reports
-
-
-def _content(x: sparse.csr_matrix) -> str:
-    """sha256 of the values of some cells."""
-    sha = hashlib.sha256()
-    for part, dtype in ((x.indptr, np.int64), (x.indices, np.int64), (x.data, np.float32)):
-        sha.update(np.ascontiguousarray(part, dtype).tobytes())
-    return sha.hexdigest()

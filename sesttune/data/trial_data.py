@@ -23,7 +23,8 @@ from sesttune.data.embeddings import (
 from sesttune.data.features import feature_matrix, missing_features, read_features
 from sesttune.data.shards import Encoder, Runner, encode_here
 from sesttune.data.splits import assign_splits, read_split_file
-from sesttune.data.store import CellStore, SourceFile, build_store
+from sesttune.data.store import CellStore
+from sesttune.data.store_builder import SourceFile, build_store
 from sesttune.errors import UserError
 
 

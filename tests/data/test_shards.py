@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from helpers.tiny_data import MeanEncoder, TinyData, write_cells, write_tiny
@@ -80,6 +81,19 @@ def test_changed_cells_or_gene_names_or_encoder_are_encoded_again(tiny: TinyData
     other.key = "another encoder"
     prepare(load_config(base=tiny.settings(**settings)), lambda: other)
     assert other.encoded == N_CONTROLS
+
+
+def test_cells_that_changed_since_they_were_read_are_refused(tiny: TinyData) -> None:
+    encoded(tiny)
+    beta = tiny.files["beta"]
+    before = beta.stat()
+    with h5py.File(beta, "r+") as file:
+        file["X/data"][0] += 1  # row 0 is a control
+    os.utime(beta, ns=(before.st_atime_ns, before.st_mtime_ns))  # the store thinks it knows it
+    other = MeanEncoder()
+    other.key = "another encoder"
+    with pytest.raises(UserError, match=r"beta\.h5ad: has changed since it was read"):
+        encoded(tiny, other)
 
 
 def test_a_stricter_gene_threshold_is_asked_again(tiny: TinyData) -> None:

@@ -10,7 +10,8 @@ from helpers.tiny_data import N_GENES, write_cells, write_tiny
 from scipy import sparse
 
 from sesttune.config.schema import DataKwargs
-from sesttune.data.store import CellStore, SourceFile, build_store
+from sesttune.data.store import CellStore
+from sesttune.data.store_builder import SourceFile, build_store
 from sesttune.errors import UserError
 
 KWARGS = DataKwargs()

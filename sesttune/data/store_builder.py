@@ -1,0 +1,257 @@
+"""Builds the cell store of some h5ad files, or finds it in the cache.
+
+Each file is read once, in blocks: its values are checked, aligned to the genes of the store and
+appended, and its control cells get the digests their embeddings are kept under.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
+from sesttune.config.schema import DataKwargs
+from sesttune.data.cell_content import StoreHash, cell_digests
+from sesttune.data.growing_array import ArrayFile, shrink_values
+from sesttune.data.h5ad import H5adFile, refuse_negative
+from sesttune.data.splits import nearest
+from sesttune.data.store import OBS_COLUMNS, CellStore
+from sesttune.errors import UserError
+
+STORE_VERSION = 3
+LOG1P_LIMIT = 35.0
+"""No log1p of counts is larger: exp(35) exceeds every sequencing depth."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One h5ad file of a named dataset."""
+
+    path: Path
+    dataset: str
+
+    def identity(self) -> tuple[str, str, int, int]:
+        """What makes this the same file as last time: path, dataset, size, mtime.
+
+        Raises UserError where it cannot be read.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
+        return str(self.path.resolve()), self.dataset, stat.st_size, stat.st_mtime_ns
+
+
+def build_store(
+    files: Sequence[SourceFile],
+    kwargs: DataKwargs,
+    cache_dir: Path,
+    progress: Progress = no_progress,
+    genes: list[str] | None = None,
+) -> CellStore:
+    """The store of `files`, from the cache where it is there, else built.
+
+    `genes` fixes the store's genes and their order, as `data.kwargs.gene_list` does.
+
+    Raises UserError for everything H5adFile refuses, negative values, values that are
+    neither counts nor log1p, files without a common gene, and contexts without controls.
+    """
+    columns = (kwargs.pert_col, kwargs.cell_type_key, kwargs.batch_col, kwargs.control_pert)
+    gene_list = genes or (_read_gene_list(kwargs.gene_list) if kwargs.gene_list else None)
+    key = digest(
+        STORE_VERSION,
+        [source.identity() for source in files],
+        columns,
+        gene_list,
+        kwargs.counts,
+        kwargs.target_sum,
+    )
+    folder = cached_folder(
+        cache_dir / "stores" / key,
+        lambda draft: _write(draft, files, kwargs, gene_list, progress),
+    )
+    return CellStore(folder)
+
+
+def _write(
+    folder: Path,
+    files: Sequence[SourceFile],
+    kwargs: DataKwargs,
+    gene_list: list[str] | None,
+    progress: Progress,
+) -> None:
+    genes, notes = _output_genes(files, gene_list)
+    index_type = np.dtype(np.uint16 if len(genes) <= 2**16 else np.uint32)
+    hashed = StoreHash(genes)
+    described: list[dict[str, object]] = []
+    frames: list[pd.DataFrame] = []
+    lengths: list[np.ndarray] = []
+    digests: list[np.ndarray] = []
+    with (
+        ArrayFile(folder / "indices.npy", index_type) as indices,
+        ArrayFile(folder / "values.npy", np.dtype(np.float32)) as values,
+    ):
+        for number, source in enumerate(files):
+            with H5adFile(source.path) as file:
+                obs = _read_obs(file, source, kwargs, number)
+                is_control = (obs["pert"] == kwargs.control_pert).to_numpy()
+                columns = _column_map(file.unique_genes(), genes)
+                library: list[np.ndarray] = []
+                largest, whole = 0.0, True
+                for block in file.iter_csr():
+                    refuse_negative(block, source.path)
+                    start = sum(map(len, library))
+                    controls = is_control[start : start + block.shape[0]]
+                    digests.append(cell_digests(block[controls]))
+                    library.append(np.asarray(block.sum(1), np.float64).ravel())
+                    if block.nnz:
+                        largest = max(largest, float(block.data.max()))
+                        whole = whole and bool((block.data == np.rint(block.data)).all())
+                    aligned = _align(block, columns, len(genes))
+                    indices.append(aligned.indices)
+                    values.append(aligned.data)
+                    lengths.append(np.diff(aligned.indptr))
+                    hashed.add(aligned)
+                    progress(f"reading {source.path.name}", sum(map(len, library)), file.n_cells)
+            kind = _kind_of_values(kwargs.counts, whole, largest, source.path)
+            sums = np.concatenate(library) if library else np.zeros(0)
+            raw_scale = np.where(sums > 0, kwargs.target_sum / np.maximum(sums, 1e-30), 1.0)
+            obs["scale"] = (raw_scale if kind == "raw" else np.zeros_like(sums)).astype(np.float32)
+            frames.append(obs)
+            described.append({"path": str(source.path.resolve()), "values": kind})
+            notes.append(f"{source.path.name}: {len(obs):,} cells, {_DESCRIBED[kind]}")
+    obs = pd.concat(frames, ignore_index=True)
+    _check_contexts(obs, kwargs)
+    for name in OBS_COLUMNS:
+        obs[name] = pd.Categorical(obs[name], categories=sorted(obs[name].unique()))
+    obs.to_parquet(folder / "obs.parquet", index=False)
+    counts = np.concatenate(lengths) if lengths else np.zeros(0)
+    np.save(folder / "indptr.npy", np.concatenate(([0], np.cumsum(counts, dtype=np.int64))))
+    np.save(folder / "control_digests.npy", np.concatenate(digests))
+    shrink_values(folder / "values.npy")
+    about = {
+        "genes": genes,
+        "control_pert": kwargs.control_pert,
+        "files": described,
+        "notes": notes,
+        "fingerprint": hashed.result(obs),
+    }
+    (folder / "store.json").write_text(json.dumps(about))
+
+
+_DESCRIBED = {"raw": "raw counts", "log1p": "log1p values"}
+
+
+def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "pert": file.obs(kwargs.pert_col),
+            "cell_type": file.obs(kwargs.cell_type_key),
+            "batch": file.obs(kwargs.batch_col),
+            "dataset": source.dataset,
+            "file": np.int32(number),
+            "file_row": np.arange(file.n_cells, dtype=np.int64),
+        }
+    )
+
+
+def _kind_of_values(setting: str, whole: bool, largest: float, path: Path) -> str:
+    if setting != "auto":
+        if setting == "log1p" and largest > LOG1P_LIMIT:
+            raise UserError(
+                f"{path}: data.kwargs.counts=log1p, but X has the value {largest:g}; "
+                "no log1p count is that large, set data.kwargs.counts=raw"
+            )
+        return setting
+    if whole:
+        return "raw"
+    if largest <= LOG1P_LIMIT:
+        return "log1p"
+    raise UserError(
+        f"{path}: X is neither whole counts nor log1p (largest value {largest:g}); "
+        "set data.kwargs.counts=raw if these are counts"
+    )
+
+
+def _read_gene_list(path: str) -> list[str]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.kwargs.gene_list: {file} does not exist")
+    genes = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not genes or len(set(genes)) < len(genes):
+        raise UserError(f"data.kwargs.gene_list: {file} must list each gene once, one a line")
+    return genes
+
+
+def _output_genes(
+    files: Sequence[SourceFile], gene_list: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """The store's genes: those of the list, else those common to all, in first-file order."""
+    per_file: list[list[str]] = []
+    for source in files:
+        with H5adFile(source.path) as file:
+            per_file.append(file.unique_genes())
+    if gene_list is not None:
+        for source, names in zip(files, per_file, strict=True):
+            lacking = sorted(set(gene_list) - set(names))
+            if lacking:
+                raise UserError(
+                    f"{source.path} lacks {len(lacking)} of the {len(gene_list)} genes "
+                    f"that are asked for (e.g. '{lacking[0]}')"
+                )
+        return gene_list, []
+    common = set(per_file[0]).intersection(*per_file[1:])
+    genes = [name for name in per_file[0] if name in common]
+    if not genes:
+        raise UserError(
+            f"{files[0].path} and the other files have no gene name in common; "
+            "use the same kind of gene names in var of each file"
+        )
+    largest = max(len(names) for names in per_file)
+    if len(genes) == largest:
+        return genes, []
+    return genes, [
+        f"{len(genes):,} genes common to all files are kept (the largest file has {largest:,})"
+    ]
+
+
+def _column_map(names: Sequence[str], genes: Sequence[str]) -> np.ndarray | None:
+    """Store column of each file column (-1: left out), or None where they are the same."""
+    if list(names) == list(genes):
+        return None
+    where = {gene: column for column, gene in enumerate(genes)}
+    return np.array([where.get(name, -1) for name in names], dtype=np.int64)
+
+
+def _align(block: sparse.csr_matrix, columns: np.ndarray | None, width: int) -> sparse.csr_matrix:
+    if columns is None:
+        return block
+    entries = block.tocoo()
+    mapped = columns[entries.col]
+    kept = mapped >= 0
+    aligned = sparse.csr_matrix(
+        (entries.data[kept], (entries.row[kept], mapped[kept])), shape=(block.shape[0], width)
+    )
+    aligned.sort_indices()
+    return aligned
+
+
+def _check_contexts(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
+    """Every (dataset, cell type) needs control cells, or nothing can be paired in it."""
+    names = obs["pert"].unique()
+    if kwargs.control_pert not in names:
+        raise UserError(
+            f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}'; "
+            f"set data.kwargs.control_pert{nearest(kwargs.control_pert, names)}"
+        )
+    control = obs["pert"] == kwargs.control_pert
+    for (dataset, cell_type), group in obs.groupby(["dataset", "cell_type"], sort=True):
+        if not control[group.index].any():
+            raise UserError(
+                f"dataset '{dataset}', cell type '{cell_type}' has no control cells "
+                f"({kwargs.pert_col}={kwargs.control_pert}); leave it out of [datasets] or add some"
+            )
