@@ -26,6 +26,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expressed", type=int, default=3_000, help="genes of a cell: %(default)s")
     parser.add_argument("--set-len", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="cell sets: %(default)s")
+    parser.add_argument("--gzip", action="store_true", help="compress the h5ad file")
 
 
 def write_trial(folder: Path, args: argparse.Namespace, more: dict[str, object]) -> None:
@@ -93,9 +94,9 @@ def write_cells(folder: Path, args: argparse.Namespace) -> None:
         x = file["X"]
         for name, dtype in (("data", np.float32), ("indices", np.int32)):
             del x[name]
-            x.create_dataset(
-                name, (args.cells * count,), dtype, chunks=(min(2**18, args.cells * count),)
-            )
+            size = args.cells * count
+            how = {"chunks": (min(2**18, size),), "compression": "gzip" if args.gzip else None}
+            x.create_dataset(name, (size,), dtype, **how)
         x["indptr"][...] = np.arange(0, args.cells * count + 1, count)
         for first in range(0, args.cells, 2_000):
             cells = min(2_000, args.cells - first)

@@ -56,6 +56,17 @@ def test_the_benchmark_of_dense_rows_counts_each_way_to_read_them() -> None:
     assert min(rates.values()) > 0
 
 
+def test_the_benchmark_of_preparing_times_each_part() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "prepare.py", "--cells", "600", "--gzip"]
+    more = ["--genes", "400", "--expressed", "50"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    built, planned, encoded = done.stdout.splitlines()[1:]
+    assert planned.startswith("planning the shards")
+    for line, unit in ((built, "cells/s"), (encoded, "controls/s")):
+        assert line.endswith(unit)
+        assert float(line.split()[-2].replace(",", "")) > 0
+
+
 def test_the_benchmark_of_the_parts_names_every_variant() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "step_parts.py", "--rounds", "1"]
     more = ["--genes", "100", "--hidden-dim", "16"]

@@ -31,8 +31,8 @@ class StoreHash:
 
     def add(self, block: sparse.csr_matrix) -> None:
         for part, dtype in ((block.indptr, np.int64), (block.indices, np.int64)):
-            self._sha.update(np.ascontiguousarray(part, dtype).tobytes())
-        self._sha.update(np.ascontiguousarray(block.data, np.float32).tobytes())
+            self._sha.update(np.ascontiguousarray(part, dtype).data)
+        self._sha.update(np.ascontiguousarray(block.data, np.float32).data)
 
     def result(self, obs: pd.DataFrame) -> str:
         labels = obs[["pert", "cell_type", "batch", "dataset"]].astype(str)

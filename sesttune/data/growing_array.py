@@ -20,7 +20,7 @@ class ArrayFile:
         self._file.write(b"\0" * self.HEADER_BYTES)
 
     def append(self, values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._length += len(values)
 
     def __enter__(self) -> Self:
