@@ -109,7 +109,10 @@ class ShardEncoder:
             file, match = self._open(shard.file)
             cells = file.read_rows(shard.rows)
         if not np.array_equal(cell_digests(cells), shard.digests):
-            raise UserError(f"{shard.file}: has changed since it was read; start again")
+            raise UserError(
+                f"{shard.file}: its cells have changed since the cell store was built of them; "
+                "start again (`touch` the file first, if its time was set back)"
+            )
         encoded = self._encoder.encode(cells, match)
         if not np.isfinite(encoded).all():
             raise UserError(f"{shard.file}: the encoder gave NaN for a control cell")
