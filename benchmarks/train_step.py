@@ -48,8 +48,12 @@ def main() -> None:
     add_sizes(parser)
     parser.add_argument("--hidden-dim", type=int, default=672, help="of the head: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="a round: %(default)s")
-    parser.add_argument("--precision", nargs="+", default=["auto"], help="of ours, one or more")
-    parser.add_argument("--compile", nargs="+", default=["none"], help="of ours, one or more")
+    for name, default, choices in (
+        ("--precision", "auto", ("auto", "32", "bf16")),
+        ("--compile", "none", ("none", "default", "reduce-overhead")),
+    ):
+        what = "of ours, one or more"
+        parser.add_argument(name, nargs="+", default=[default], choices=choices, help=what)
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--no-baseline", action="store_true", help="ours only")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
