@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     from safetensors.numpy import load_file
 
     from sesttune.config.load import load_config
-    from sesttune.model.head_checkpoint import import_head
+    from sesttune.model.head_checkpoint import FEATURES_FILE, import_head
     from sesttune.model.state_export import export_state, infer_command
-    from sesttune.tracking.registry import FEATURES_FILE, fetch_model
+    from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
     folder = fetch_model(args.model, tracking_uri(load_config([f"output_dir={args.output_dir}"])))

@@ -66,7 +66,7 @@ def _features(folder: Path, more: Path | None) -> dict[str, "np.ndarray"]:
     from safetensors.numpy import load_file
 
     from sesttune.data.features import read_features
-    from sesttune.tracking.registry import FEATURES_FILE
+    from sesttune.model.head_checkpoint import FEATURES_FILE
 
     known: dict[str, Any] = load_file(folder / FEATURES_FILE)
     return {**(read_features(more) if more else {}), **known}

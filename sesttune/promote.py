@@ -70,10 +70,11 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
 
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
+    from sesttune.model.head_checkpoint import FEATURES_FILE
     from sesttune.model.state_export import export_state, infer_command
     from sesttune.run_setup import prepared_data
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
-    from sesttune.tracking.registry import FEATURES_FILE, log_held_out, register, write_model
+    from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.sync import RunTracker
 
     record = chosen_trial(known, args.trial)

@@ -122,7 +122,7 @@ def _check_features(model: Path, manifest: Path, config: "Config") -> None:
     from safetensors.numpy import load_file
 
     from sesttune.data.trial_data import TrialData
-    from sesttune.tracking.registry import FEATURES_FILE
+    from sesttune.model.head_checkpoint import FEATURES_FILE
 
     data = TrialData.open(manifest)
     row = {name: number for number, name in enumerate(data.store.names["pert"])}

@@ -22,6 +22,8 @@ from sesttune.model.st_head import HeadConfig, STHead
 
 FORMAT = "sesttune-head-1"
 WEIGHTS_FILE, ABOUT_FILE = "head.safetensors", "head.json"
+FEATURES_FILE = "features.safetensors"
+"""Beside them in a registered model: the vectors of the perturbations it was trained on."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

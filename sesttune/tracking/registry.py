@@ -24,12 +24,11 @@ from safetensors.numpy import save_file
 import sesttune
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
-from sesttune.model.head_checkpoint import export_head
+from sesttune.model.head_checkpoint import FEATURES_FILE, export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
 from sesttune.tracking.store import mlflow_store, problem, require_store
 
-FEATURES_FILE = "features.safetensors"
 HEAD_ARTIFACT = "head"
 PYFUNC = Path(__file__).with_name("pyfunc_model.py")
 CODE = (

@@ -8,9 +8,8 @@ import torch
 from safetensors.numpy import save_file
 
 from sesttune.config.load import load_config, to_dict
-from sesttune.model.head_checkpoint import export_head, import_head
+from sesttune.model.head_checkpoint import FEATURES_FILE, export_head, import_head
 from sesttune.model.st_head import HeadConfig, STHead
-from sesttune.tracking.registry import FEATURES_FILE
 
 SIZES = HeadConfig(12, 8, 30, hidden_dim=32, n_layers=2, n_heads=4)
 SET_LENGTH = 6

@@ -1,0 +1,32 @@
+"""Lower layers stand on their own: what a GPU is needed for runs where only they are installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WITHOUT = "import sys, runpy; sys.modules.update(dict.fromkeys(('ray', 'mlflow', 'optuna')))\n"
+
+
+def without_engines(script: str) -> subprocess.CompletedProcess[str]:
+    """`script` in a Python that has neither Ray, MLflow nor Optuna."""
+    command = [sys.executable, "-c", WITHOUT + script]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_the_tests_for_a_gpu_are_found_without_ray_and_mlflow() -> None:
+    folders = ["tests/data", "tests/model", "tests/training"]
+    arguments = [*folders, "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = without_engines(f"import pytest; sys.exit(pytest.main({arguments!r}))")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/training/test_trial.py::" in done.stdout
+
+
+def test_the_benchmarks_for_a_gpu_start_without_ray_and_mlflow() -> None:
+    for name in ("train_step", "dense_rows", "step_variants", "encode"):
+        path = f"benchmarks/{name}.py"
+        done = without_engines(
+            f"sys.argv = [{path!r}, '--help']; sys.path.insert(0, 'benchmarks')\n"
+            f"runpy.run_path({path!r}, run_name='__main__')"
+        )
+        assert done.returncode == 0, (name, done.stderr[-2000:])
