@@ -12,7 +12,7 @@ from sesttune.data.rows import BLOCK, Buffers, CsrRows, dense_rows, gather, sign
 def store(values: np.dtype, genes: np.dtype, kind: str, n: int = 3 * BLOCK + 5) -> SimpleNamespace:
     """CSR arrays with empty rows; `kind` of the values is raw, log1p or both."""
     rng = np.random.default_rng(0)
-    x = sparse.random(n, 300, 0.2, "csr", rng=rng)
+    x = sparse.random(n, 300, 0.2, "csr", random_state=rng)
     x.data = rng.integers(1, 60_000, len(x.data)).astype(np.float32)
     raw = {"raw": np.full(n, True), "log1p": np.full(n, False), "both": rng.random(n) < 0.5}[kind]
     scale = np.where(raw, rng.random(n) + 0.1, 0.0).astype(np.float32)
