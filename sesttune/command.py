@@ -59,6 +59,21 @@ def program() -> str:
     return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
+def check_output(output: Path, suffixes: Sequence[str], source: Path | None = None) -> None:
+    """Raise UserError where `--output` could not be written, before anything is computed for it.
+
+    `source` is an input file that must not be replaced.
+    """
+    if output.suffix not in suffixes:
+        raise UserError(f"--output {output} must end in {' or '.join(suffixes)}")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: {output.parent} is not a folder that can be written")
+    if source is not None and output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is the input itself: name another file")
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` and the `key=value` overrides."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")

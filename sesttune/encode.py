@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.atomic import replacing
-from sesttune.command import run
+from sesttune.command import check_output, run
 from sesttune.config.schema import ModelKwargs
 from sesttune.errors import UserError
 
@@ -46,8 +46,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
     args = parser.parse_args(argv)
-    if args.output.suffix not in (".h5ad", ".npy"):
-        raise UserError(f"--output {args.output} must end in .h5ad or .npy")
+    check_output(args.output, (".h5ad", ".npy"))
+    if not args.embed_key or "/" in args.embed_key:
+        raise UserError(f"--embed-key '{args.embed_key}' must be a plain name without '/'")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed} must be in [0, 2^63)")
     if args.model_folder is None and args.checkpoint is None:
         raise UserError("name the SE model: --model-folder DIR, or --checkpoint C")
     if args.batch_size is not None and args.batch_size < 1:
@@ -93,6 +96,8 @@ def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
 
             parts.append(encoder.encode(block, match, advance))
             done += block.shape[0]
+    if not parts:
+        raise UserError(f"--input {source} holds no cell")
     return np.concatenate(parts)
 
 

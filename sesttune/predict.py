@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sesttune.command import run
+from sesttune.command import check_output, run
 from sesttune.errors import UserError
 from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
 
@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
         "--vcc", action="store_true", help="write what `cell-eval prep` takes, and its gene list"
     )
     args = parser.parse_args(argv)
-    if args.output.suffix != ".h5ad":
-        raise UserError(f"--output {args.output} must end in .h5ad")
+    check_output(args.output, (".h5ad",), source=args.adata)
     from sesttune.config.load import from_dict, load_config
     from sesttune.model.head_checkpoint import import_head
     from sesttune.tracking.registry import fetch_model

@@ -32,6 +32,11 @@ def main(argv: Sequence[str]) -> int:
     from sesttune.run_setup import ensure_data, open_run, prepare_run
 
     if args.resume is not None:
+        others = [o for o in args.overrides if not o.lstrip("+").startswith("output_dir=")]
+        if others or args.config:
+            raise UserError(
+                "--resume uses the training's own settings: only output_dir= may go with it"
+            )
         known = open_run(config.output_dir, args.resume)
         if known.space is not None:
             raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")

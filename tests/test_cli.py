@@ -72,6 +72,11 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     assert not (tmp_path / "outputs").exists()  # nothing is left behind
 
 
+def test_a_resumed_training_takes_no_other_settings(tmp_path: Path) -> None:
+    done = call("sesttune.train", "--resume", "gone", "training.lr=1", cwd=tmp_path)
+    assert (done.returncode, "may go with it" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_missing_encoder_is_refused_before_anything_runs(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     overrides = [f"{key}={value}" for key, value in tiny.settings().items()]
@@ -109,3 +114,6 @@ def test_encode_writes_both_forms(tmp_path: Path) -> None:
         done = call("sesttune.encode", *source, *model, *target, option)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "more.npy").exists()
+    for place, message in {"gone/more.npy": "gone is not a folder", ".": "must end"}.items():
+        done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / place))
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr

@@ -209,6 +209,7 @@ def test_compare_shows_winners_and_says_whether_they_differ(
         ("predict", {"--adata": "free.h5ad"}, "is the control 'non-targeting'"),
         ("predict", {"--model-folder": "other"}, "not the encoder this model was trained with"),
         ("predict", {"--output": "out.csv"}, "must end in .h5ad"),
+        ("predict", {"--adata": "fewer.h5ad", "--output": "fewer.h5ad"}, "is the input itself"),
         ("predict", {"--output-dir": "nowhere"}, "nothing is tracked in"),
     ],
 )

@@ -1,6 +1,7 @@
 """Refuse impossible values, one line each, before anything is read or started."""
 
 import math
+from urllib.parse import urlsplit
 
 from sesttune.config.duration import seconds
 from sesttune.config.schema import Config
@@ -8,6 +9,8 @@ from sesttune.errors import UserError
 
 SEARCHERS = ("gp", "tpe", "qmc", "random", "grid")
 """What can propose points (`search/searcher.py`)."""
+OWN_NAMES = ("mlflow.db", "mlartifacts")
+"""What lies beside the runs in `output_dir` (`tracking/store.py`)."""
 
 
 def check_values(config: Config) -> None:
@@ -44,10 +47,11 @@ def check_values(config: Config) -> None:
         "sweep.finalists": (sweep.finalists, 1),
         "sweep.seeds": (sweep.seeds, 1),
         "training.replicate": (training.replicate, 0),
+        "training.train_seed": (training.train_seed, 0),
     }
     for key, (number, least) in at_least.items():
-        if number is not None and number < least:
-            raise UserError(f"{key}={number} must be at least {least}")
+        if number is not None and not least <= number < math.inf:
+            raise UserError(f"{key}={number} must be at least {least}, and finite")
     above_zero = {
         "training.lr": training.lr,
         "training.gradient_clip_val": training.gradient_clip_val,
@@ -85,6 +89,8 @@ def check_values(config: Config) -> None:
     for key, steps in {"sweep.rungs": sweep.rungs, "sweep.extend_to": sweep.extend_to}.items():
         if steps is not None and (steps != sorted(set(steps)) or min(steps, default=1) < 1):
             raise UserError(f"{key}={steps} must be whole numbers above 0, each above the last")
+    if sweep.target_val_loss is not None and not math.isfinite(sweep.target_val_loss):
+        raise UserError(f"sweep.target_val_loss={sweep.target_val_loss} must be a finite number")
     if sweep.time_budget is not None:
         seconds(sweep.time_budget, "sweep.time_budget")
     if not 0 < data.val_fraction < 1:
@@ -111,7 +117,17 @@ def check_values(config: Config) -> None:
             f"model.kwargs.input_dim={model.input_dim} and output_dim={model.output_dim} differ: "
             "the head predicts the genes it reads, set both to the number of genes"
         )
+    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
+        raise UserError(
+            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
+            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    if config.name in OWN_NAMES:
+        raise UserError(f"name={config.name} is where MLflow's own files lie: choose another name")
     if config.name is not None and (
-        not config.name or config.name.startswith(".") or not set("/\\").isdisjoint(config.name)
+        not 0 < len(config.name) <= 200
+        or config.name.startswith(".")
+        or not set("/\\").isdisjoint(config.name)
     ):
         raise UserError(f"name='{config.name}' must be a plain folder name")

@@ -39,9 +39,7 @@ def load_config(
     merged = OmegaConf.structured(Config)
     for source, settings in sources:
         _apply(merged, settings, source)
-    config = cast(Config, OmegaConf.to_object(merged))
-    check_values(config)
-    return config
+    return _checked(merged)
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -70,9 +68,16 @@ def with_point(config: Config, point: Mapping[str, object]) -> Config:
     """`config` with the dotted keys of a search point set, checked again."""
     merged = OmegaConf.structured(config)
     _apply(merged, point, "the search point")
-    changed = cast(Config, OmegaConf.to_object(merged))
-    check_values(changed)
-    return changed
+    return _checked(merged)
+
+
+def _checked(merged: DictConfig) -> Config:
+    try:
+        config = cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # ${another.key} that is not there, or ???
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+    check_values(config)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -167,9 +167,14 @@ def distances_within(x: Tensor) -> Tensor:
 
 
 def _root(squared: Tensor, lengths: Tensor) -> Tensor:
-    """sqrt with value and gradient zero where the difference is lost in rounding."""
+    """sqrt with value and gradient zero where the difference is lost in rounding.
+
+    NaN where a length is NaN or overflows: no comparison holds then, and a distance of zero would
+    make a model that has diverged the best of all.
+    """
     apart = squared > ROUNDING * lengths
-    return torch.where(apart, squared, torch.ones_like(squared)).sqrt() * apart
+    root = torch.where(apart, squared, torch.ones_like(squared)).sqrt() * apart
+    return root + 0 * lengths.detach()
 
 
 def loss_function(name: str) -> Loss:

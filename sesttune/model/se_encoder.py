@@ -64,7 +64,7 @@ class SEEncoder:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision == "auto":
-            bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
+            bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if bf16 else "fp32"
         self.device, self.precision = device, precision
         by_device = CPU_BATCH if device == "cpu" else GPU_BATCH

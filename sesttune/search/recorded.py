@@ -152,7 +152,7 @@ def begin_with(sweep: Path, trial_id: str, source_id: str) -> None:
     if source is None:
         return
     target.mkdir(exist_ok=True)
-    others = sorted(path.name for path in source.glob("*.ckpt") if path.name != LAST)
+    others = sorted(path.name for path in source.glob("[!.]*.ckpt") if path.name != LAST)
     for name in (*others, LAST):  # the last one says that all is there
         with replacing(target / name) as draft:
             try:

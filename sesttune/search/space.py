@@ -39,6 +39,7 @@ TUNABLE = (
 SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
 HEADS = "model.kwargs.n_heads"
 _PROBES = 1_000
+_FEW = 64
 """Random points tried to see that a space without end holds any that its constraints allow."""
 
 Point = dict[str, Any]
@@ -90,10 +91,11 @@ class Parameter:
         return bool(self.low <= value <= self.high) if grid is None else value in grid
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must be acceptable settings, the ends of the range among them."""
+        """Values that must be acceptable settings: all where they are few, else the ends."""
         grid = self.grid()
         if grid is not None:
-            return grid if self.kind == "choice" else (grid[0], grid[-1])
+            all_of_them = self.kind == "choice" or len(grid) <= _FEW
+            return tuple(grid) if all_of_them else (grid[0], grid[-1])
         # A fraction in between, so that a real range over a whole-number key is refused.
         return (float(self.low), float(self.high), self.low + (self.high - self.low) / math.e)
 

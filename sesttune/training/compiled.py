@@ -8,6 +8,8 @@ machine, loads it.
 import os
 import shutil
 import sysconfig
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,11 +38,28 @@ def predictor(head: STHead, mode: str, accumulate: int) -> Predict:
     if mode in NOT_COMPILED:
         return head.__call__
     # Else the process keeps what was compiled for its earlier trials, and gives up at the eighth.
+    _let_this_thread_record()
     torch.compiler.reset()
     if accumulate > 1:
         mode = "default"
     compiled: Predict = torch.compile(head.forward, mode=mode, fullgraph=True, dynamic=False)
     return compiled
+
+
+def _let_this_thread_record() -> None:
+    """Give the thread what torch keeps of its CUDA graphs, as torch 2.13 does by itself.
+
+    Before, only the thread that imported the module had it, and the others failed an assertion; a
+    worker that is kept runs each of its trials in a thread of its own.
+    """
+    from torch._inductor import cudagraph_trees as trees
+
+    if hasattr(trees, "_initialize_tls") or hasattr(trees.local, "tree_manager_containers"):
+        return
+    trees.local.tree_manager_containers = {}
+    trees.local.tree_manager_locks = defaultdict(threading.Lock)
+    for name in ("tree_manager_containers", "tree_manager_locks"):
+        torch._C._stash_obj_in_tls(name, getattr(trees.local, name))
 
 
 def check_compiler(training: TrainingConfig) -> None:

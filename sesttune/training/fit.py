@@ -83,7 +83,7 @@ def fit(
         elif first_step < training.max_steps:
             callbacks = [callback, *StepProfiler.if_wanted(config, module, folder)]
             steps = training.max_steps - first_step
-            make_trainer(training, device, micro, steps, callbacks).fit(module, batches)
+            make_trainer(training, device, micro, steps, callbacks, folder).fit(module, batches)
     finally:
         try:
             callback.deliver()

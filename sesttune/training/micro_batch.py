@@ -10,8 +10,8 @@ import torch
 
 from sesttune.errors import UserError
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
-"""How CUDA, torch on a CPU, and C++ say it."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
+"""How CUDA, torch on a CPU, C++, and CUDA's libraries say it."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ name that is renamed, and what must follow it (the metrics line) is written afte
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sesttune.atomic import replacing
 from sesttune.config.load import to_dict
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import TrialData
@@ -42,6 +44,8 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        for draft in folder.glob(".*.ckpt"):  # of a process that was killed while it wrote
+            draft.unlink()
 
     def training_state(
         self, step: int, sets_drawn: int, optimizer: torch.optim.Optimizer, report: dict[str, float]
@@ -117,7 +121,11 @@ class Saver:
         """A second name for the file that is `last.ckpt` now, for the room of one."""
         path = self.folder / name
         path.unlink(missing_ok=True)
-        os.link(self.folder / LAST, path)
+        try:
+            os.link(self.folder / LAST, path)
+        except OSError:  # a file system without links
+            with replacing(path) as draft:
+                shutil.copyfile(self.folder / LAST, draft)
 
 
 def thin(folder: Path, budget: float) -> None:
@@ -135,8 +143,8 @@ def thin(folder: Path, budget: float) -> None:
 
 def _bytes_in(folder: Path) -> int:
     """Bytes of the folder's files; one with two names counts once."""
-    files = {stat.st_ino: stat.st_size for path in folder.glob("*.ckpt") if (stat := path.stat())}
-    return sum(files.values())
+    stats = [path.stat() for path in folder.glob("[!.]*.ckpt")]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

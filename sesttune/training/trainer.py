@@ -6,9 +6,11 @@ Lightning would do beside the loop is off.
 
 import logging
 import warnings
+from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from sesttune.config.schema import TrainingConfig
 from sesttune.errors import UserError
@@ -32,16 +34,16 @@ def make_trainer(
     micro: MicroBatch,
     steps: int,
     callbacks: list[lightning.Callback],
+    folder: Path,
 ) -> lightning.Trainer:
-    """A trainer for `steps` optimizer steps."""
+    """A trainer for `steps` optimizer steps of the trial in `folder`."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Reading ahead and validation are done here, so Lightning's advice on them does not apply.
     warnings.filterwarnings("ignore", module="lightning")
     on_gpu = device.type == "cuda"
-    bf16 = training.precision == "bf16" or (
-        training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
-    )
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16)
     return lightning.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
@@ -52,6 +54,10 @@ def make_trainer(
         accumulate_grad_batches=micro.accumulate,
         gradient_clip_val=training.gradient_clip_val,
         callbacks=callbacks,
+        # Else Lightning, inside a Slurm job, takes its tasks for a world of its own, and goes on
+        # from an hpc_ckpt of any other training that lies in the working directory.
+        plugins=[LightningEnvironment()],
+        default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

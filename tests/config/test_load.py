@@ -107,6 +107,14 @@ def test_precedence_base_file_overrides(tmp_path: Path) -> None:
         ("model.kwargs.loss=huber", "not one of energy, sinkhorn, mse"),
         ("training.gradient_clip_val=0", "write null for no clipping"),
         ("name=a/b", "plain folder name"),
+        (f"name={'a' * 201}", "plain folder name"),
+        ("name=mlflow.db", "MLflow's own files"),
+        ("training.min_delta=nan", "at least 0, and finite"),
+        ("training.weight_decay=inf", "at least 0, and finite"),
+        ("training.train_seed=-1", "training.train_seed=-1 must be at least 0"),
+        ("sweep.target_val_loss=nan", "must be a finite number"),
+        ("training.lr='${nope}'", "training.lr: .*nope"),
+        ("tracking.uri=http://me:word@server", "holds a password"),
     ],
 )
 def test_bad_overrides_are_one_line_that_names_the_key(override: str, message: str) -> None:

@@ -34,6 +34,11 @@ def test_a_setting_that_is_off_limits_nothing():
     assert not constraint.holds({"training.gradient_clip_val": 2.0})
 
 
+def test_text_has_no_order():
+    with pytest.raises(UserError, match="lr_schedule > 3' compares what has no order"):
+        parse("lr_schedule > 3").holds({"training.lr_schedule": "cosine"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

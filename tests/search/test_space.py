@@ -113,6 +113,7 @@ def test_a_grid_over_a_real_range_is_refused_wherever_the_grid_is_asked_for():
         ("training.batch_size", {"type": "choice", "values": [8, "many"]}, "batch_size=many"),
         ("training.max_steps", {"type": "uniform", "low": 10, "high": 20}, "max_steps"),
         ("model.kwargs.n_heads", {"type": "choice", "values": [8, 5]}, "multiple"),
+        ("model.kwargs.n_heads", {"type": "int", "low": 4, "high": 8}, "n_heads=5"),
     ],
 )
 def test_values_that_no_trial_could_take_are_refused_before_any_starts(key, description, message):

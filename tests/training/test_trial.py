@@ -259,8 +259,11 @@ def test_patience_stops_a_trial_that_does_not_improve(tiny: TinyData, tmp_path: 
     assert run_trial(free, manifest, tmp_path / "free").step == 100
 
 
-def test_divergence_stops_and_keeps_the_last_good_state(tiny: TinyData, tmp_path: Path) -> None:
-    config, manifest = ready(tiny, **{"training.lr": 1e30, "model.kwargs.loss": "mse"})
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn", "mse"])
+def test_divergence_stops_and_keeps_the_last_good_state(
+    tiny: TinyData, tmp_path: Path, loss: str
+) -> None:
+    config, manifest = ready(tiny, **{"training.lr": 1e30, "model.kwargs.loss": loss})
     result = run_trial(config, manifest, tmp_path)
     assert result.stop_reason == "nan"
     assert all(math.isfinite(line["val_loss"]) for line in read_metrics(tmp_path))
@@ -269,6 +272,52 @@ def test_divergence_stops_and_keeps_the_last_good_state(tiny: TinyData, tmp_path
     record = read_trial(tmp_path)
     assert record is not None
     assert record.status == "failed"
+
+
+def test_a_slurm_job_changes_nothing(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, manifest = ready(tiny)
+    run_trial(config, manifest, tmp_path / "plain")
+    for name, value in {"NTASKS": "4", "JOB_NAME": "sweep", "JOB_ID": "7", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of some other training")
+    run_trial(config, manifest, tmp_path / "slurm")
+    weights = [
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["model"]
+        for name in ("plain", "slurm")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_drafts_of_a_killed_process_go_and_are_never_counted(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".77.last.ckpt").write_bytes(b"half of one")
+    run_trial(config, manifest, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "step=10.ckpt",
+        "step=20.ckpt",
+    ]
+
+
+def test_checkpoints_are_copied_where_there_are_no_links(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
+    run_trial(config, manifest, tmp_path)
+    kept = read_checkpoint(tmp_path / "checkpoints" / "step=10.ckpt")
+    assert kept["step"] == 10
 
 
 def test_model_checkpoint_continues_step_sampler_and_optimizer(
