@@ -42,7 +42,7 @@ def room_on_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        if getattr(error, "errno", None) != errno.ENOSPC and not _is_full(folder):
+        if getattr(error, "errno", None) != errno.ENOSPC and not is_full(folder):
             raise
         raise UserError(
             f"the disk of {folder} is full: nothing is lost; free some space, or lower "
@@ -50,6 +50,7 @@ def room_on_disk(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _is_full(folder: Path) -> bool:
+def is_full(folder: Path) -> bool:
+    """Whether next to nothing fits on the disk of `folder`."""
     free = os.statvfs(folder)
     return free.f_bavail * free.f_frsize < _ROOM_BYTES

@@ -62,7 +62,12 @@ def _verify(folder: Path, args: argparse.Namespace) -> int:
 def _prune(folder: Path, args: argparse.Namespace) -> int:
     from sesttune.data.cache_entries import prune
 
-    count, size = prune(folder, args.older_than, args.dry_run)
+    if not args.older_than >= 0:
+        raise UserError(f"--older-than {args.older_than:g} must be a number of days, at least 0")
+    try:
+        count, size = prune(folder, args.older_than, args.dry_run)
+    except OSError as error:
+        raise UserError(f"--cache-dir {folder}: cannot remove from it ({error})") from None
     print(f"{'would remove' if args.dry_run else 'removed'} {count} folders, {_mib([size])}")
     return 0
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sesttune.atomic import is_full
 from sesttune.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def is_complete(folder: Path) -> bool:
     try:
         files = json.loads((folder / COMPLETE).read_text())
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -59,7 +60,7 @@ def cached_folder(
 ) -> Path:
     """`folder`, made by `build(draft)` unless one that `is_good` is there already."""
     if is_good(folder):
-        _mark_used(folder)
+        mark_used(folder)
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,12 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         files = {file.name: (file.stat().st_size, _sha256(file)) for file in found}
         (draft / COMPLETE).write_text(json.dumps(files))
         os.rename(draft, folder)
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and safetensors have errors of their own for a full disk
+        if is_full(folder.parent):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -102,18 +109,23 @@ def drafts(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the one lock of `folder`; whoever builds or removes it must."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the one lock of `folder`; whoever builds or removes it must.
+
+    Raises BlockingIOError where another process holds it and this one is not to `wait`.
+    """
     with folder.with_name(f"{folder.name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             log.warning("waiting for another process that is building %s", folder)
             fcntl.flock(handle, fcntl.LOCK_EX)  # released by the kernel if that process dies
         yield
 
 
-def _mark_used(folder: Path) -> None:
+def mark_used(folder: Path) -> None:
     """`prune` goes by this time; a cache that cannot be written to serves as well."""
     with contextlib.suppress(OSError):
         os.utime(folder / COMPLETE)

@@ -95,6 +95,11 @@ def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
                 show(what, before + count, file.n_cells)
 
             parts.append(encoder.encode(block, match, advance))
+            if not np.isfinite(parts[-1]).all():
+                raise UserError(
+                    f"--input {source}: the encoder gives NaN: its checkpoint or protein "
+                    "embeddings hold NaN or infinity"
+                )
             done += block.shape[0]
     if not parts:
         raise UserError(f"--input {source} holds no cell")

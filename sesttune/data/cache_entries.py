@@ -1,5 +1,6 @@
 """What the cache folder holds: list it, check it, throw away what is not used."""
 
+import contextlib
 import fcntl
 import shutil
 import time
@@ -38,32 +39,50 @@ def entries(cache: Path) -> list[Entry]:
 def prune(cache: Path, older_than_days: float, dry_run: bool = False) -> tuple[int, int]:
     """Remove torn folders, killed builders' drafts, and what was not used for so long.
 
-    Returns how many and how many bytes. A folder that is being built is left alone. What a
-    running process has open stays readable to it.
+    Returns how many and how many bytes. A folder that is being built, or that was built or used
+    since it was listed, is left alone. What a running process has open stays readable to it.
     """
     limit = time.time() - older_than_days * DAY_S
-    doomed = [(e.folder, e.size) for e in entries(cache) if not e.complete or e.used < limit]
+    sizes = [e.size for e in entries(cache) if _is_due(e, limit) and (dry_run or _remove(e, limit))]
     for draft in _orphans(cache):
-        doomed.append((draft, _size(draft)))
-    if not dry_run:
-        for folder, _ in doomed:
-            if folder.name.startswith("."):
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            with locked(folder):
-                (folder / COMPLETE).unlink(missing_ok=True)  # a kill from here on leaves it torn
-                shutil.rmtree(folder)
-    return len(doomed), sum(size for _, size in doomed)
+        sizes.append(_size(draft))
+        if not dry_run:
+            shutil.rmtree(draft, ignore_errors=True)
+    return len(sizes), sum(sizes)
+
+
+def _is_due(entry: Entry, limit: float) -> bool:
+    return not entry.complete or entry.used < limit
+
+
+def _remove(entry: Entry, limit: float) -> bool:
+    """Remove the folder unless it is in use by now; returns whether it did."""
+    folder = entry.folder
+    try:
+        with locked(folder, wait=False):
+            if not folder.is_dir() or not _is_due(_entry(entry.kind, folder), limit):
+                return False
+            (folder / COMPLETE).unlink(missing_ok=True)  # a kill from here on leaves it torn
+            shutil.rmtree(folder)
+            return True
+    except BlockingIOError:
+        return False
 
 
 def _entry(kind: str, folder: Path) -> Entry:
-    mark = folder / COMPLETE
-    used = (mark if mark.exists() else folder).stat().st_mtime
+    used = 0.0
+    with contextlib.suppress(OSError):  # another process removes it
+        mark = folder / COMPLETE
+        used = (mark if mark.exists() else folder).stat().st_mtime
     return Entry(kind, folder, _size(folder), used, is_complete(folder))
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = 0
+    with contextlib.suppress(OSError):  # another process removes it
+        for file in folder.rglob("*"):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def _orphans(cache: Path) -> Iterator[Path]:

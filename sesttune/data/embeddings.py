@@ -69,14 +69,13 @@ def build_control_embeddings(
         if missing:
             runner(missing, encoder, progress)
         width = shards[0].read().shape[1]
-        matrix = np.lib.format.open_memmap(
-            draft / "embeddings.npy", "w+", np.float32, (int(store.is_control.sum()), width)
-        )
-        done = 0
-        for shard in shards:
-            matrix[done : done + len(shard.rows)] = shard.read()
-            done += len(shard.rows)
-        matrix.flush()
+        shape = (int(store.is_control.sum()), width)
+        about_matrix = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        # Written, not mapped: a full disk is an error then, not a SIGBUS.
+        with (draft / "embeddings.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, about_matrix)
+            for shard in shards:
+                file.write(np.ascontiguousarray(shard.read(), "<f4").data)
         about = {**encoder.identity, "key": encoder.key, "genes": reports}
         (draft / "encoder.json").write_text(json.dumps(about))
 

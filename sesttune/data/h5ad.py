@@ -1,8 +1,8 @@
 """Read AnnData files block by block, whatever encoding they were written in.
 
-obs, var and obsm go through anndata's own element reader, so every version of
-the format it knows is read; X is streamed in row blocks so that a file larger
-than memory costs one block (a CSC matrix is the exception: it is read whole,
+obs, var and obsm go through anndata's own element reader; a file of before anndata 0.7
+is refused, as its labels are codes into `uns`. X is streamed in row blocks so that a file
+larger than memory costs one block (a CSC matrix is the exception: it is read whole,
 because its rows are not contiguous).
 """
 
@@ -25,8 +25,8 @@ BLOCK_ROWS = 4_096
 class H5adFile:
     """An open `.h5ad`/`.h5` file; use as a context manager.
 
-    Raises UserError naming the file for a missing or foreign file, a missing
-    column, duplicate genes, and NaN or negative values in X.
+    Raises UserError naming the file for a missing, foreign or damaged file, a
+    missing column, duplicate genes, and NaN in X.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,7 +42,12 @@ class H5adFile:
             self._file.close()
             raise UserError(f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}")
         self._x = self._file["X"]
-        self._encoding = _encoding(self._x, self.path)
+        try:
+            self._encoding = _encoding(self._x, self.path)
+            self._check_sizes()
+        except UserError:
+            self._file.close()
+            raise
         self._obs: pd.DataFrame | None = None
         self._var: pd.DataFrame | None = None
         self._csc: sparse.csr_matrix | None = None
@@ -124,7 +129,10 @@ class H5adFile:
 
         if "obsm" not in self._file or key not in self._file["obsm"]:
             return None
-        return np.asarray(read_elem(self._file["obsm"][key]))
+        held = np.asarray(read_elem(self._file["obsm"][key]))
+        if held.ndim and len(held) != self.n_cells:
+            raise UserError(f"{self.path}: obsm['{key}'] has {len(held)} rows, X {self.n_cells}")
+        return held
 
     def iter_csr(
         self, rows: np.ndarray | None = None, block_rows: int = BLOCK_ROWS
@@ -140,7 +148,7 @@ class H5adFile:
                 if not len(picked):
                     continue
                 start, stop = int(picked[0]), int(picked[-1]) + 1  # what lies around costs as much
-            block = self._block(start, stop) if whole is None else whole[start:stop]
+            block = self._read(start, stop) if whole is None else whole[start:stop]
             block = block if picked is None else block[picked - start]
             self._check_values(block, start)
             yield block
@@ -149,30 +157,74 @@ class H5adFile:
         """The sorted `rows` (int64, at least one) as one float32 CSR matrix."""
         return sparse.vstack(list(self.iter_csr(rows)), format="csr")
 
-    def _block(self, start: int, stop: int) -> sparse.csr_matrix:
-        if self._encoding == "dense":
-            return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
-        indptr = self._x["indptr"][start : stop + 1].astype(np.int64, copy=False)
-        low, high = int(indptr[0]), int(indptr[-1])
-        block = sparse.csr_matrix(
-            (
-                self._x["data"][low:high].astype(np.float32, copy=False),
-                self._x["indices"][low:high].astype(np.int32, copy=False),
-                indptr - low,
-            ),
-            shape=(stop - start, self.shape[1]),
-        )
-        block.sort_indices()
+    def _read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows of X, each gene of a row once and in order."""
+        try:
+            if self._encoding == "dense":
+                return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
+            block = self._compressed(start, stop, self.shape[1])
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+        ) as error:  # a damaged chunk, text instead of numbers
+            raise UserError(f"{self.path}: X cannot be read: {error}") from None
+        block.sum_duplicates()
         return block
 
+    def _compressed(self, start: int, stop: int, width: int) -> sparse.csr_matrix:
+        """Rows (of CSC: columns) of a compressed X; SciPy checks no index and would crash."""
+        indptr = self._x["indptr"][start : stop + 1].astype(np.int64, copy=False)
+        low, high = int(indptr[0]), int(indptr[-1])
+        if low < 0 or high > len(self._x["indices"]) or (np.diff(indptr) < 0).any():
+            raise UserError(f"{self.path}: X/indptr is damaged near {start}: write the file again")
+        indices = self._x["indices"][low:high]
+        if len(indices) and (indices.min() < 0 or indices.max() >= width):
+            raise UserError(
+                f"{self.path}: X/indices names {int(indices.max())} near {start}, of {width}: "
+                "write the file again"
+            )
+        values = self._x["data"][low:high].astype(np.float32, copy=False)
+        parts = (values, indices.astype(np.int32, copy=False), indptr - low)
+        return sparse.csr_matrix(parts, shape=(stop - start, width))
+
     def _read_csc(self) -> sparse.csr_matrix:
-        if self._csc is not None:
-            return self._csc
-        parts = (self._x["data"][:].astype(np.float32), self._x["indices"][:], self._x["indptr"][:])
-        whole = sparse.csc_matrix(parts, shape=self.shape).tocsr()
-        whole.sort_indices()
-        self._csc = whole
-        return whole
+        if self._csc is None:
+            cells, genes = self.shape
+            try:
+                whole = self._compressed(0, genes, cells).T.tocsr()
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{self.path}: X cannot be read: {error}") from None
+            whole.sum_duplicates()
+            self._csc = whole
+        return self._csc
+
+    def _check_sizes(self) -> None:
+        """X, obs and var must be of one size, and the parts of a compressed X too."""
+        if self._encoding == "dense":
+            if self._x.ndim != 2:
+                raise UserError(f"{self.path}: X has {self._x.ndim} dimensions, not 2")
+        else:
+            lacking = [part for part in ("data", "indices", "indptr") if part not in self._x]
+            if lacking or "shape" not in self._x.attrs:
+                raise UserError(f"{self.path}: X lacks its {', '.join(lacking) or 'shape'}")
+            lines = self.shape[0 if self._encoding == "csr" else 1]
+            sizes = {part: len(self._x[part]) for part in ("data", "indices", "indptr")}
+            if sizes["data"] != sizes["indices"] or sizes["indptr"] != lines + 1:
+                raise UserError(f"{self.path}: X is damaged, its parts do not fit: {sizes}")
+        for axis, which in enumerate(("obs", "var")):
+            frame = self._file[which]
+            if isinstance(frame, h5py.Dataset) or "_index" not in frame.attrs:
+                raise UserError(
+                    f"{self.path}: {which} is not as anndata 0.7 and later write it; write the "
+                    "file again (anndata.read_h5ad(FILE).write_h5ad(FILE))"
+                )
+            index = frame.get(frame.attrs["_index"])
+            length = None if not isinstance(index, h5py.Dataset) else len(index)
+            if length is not None and length != self.shape[axis]:
+                raise UserError(
+                    f"{self.path}: {which} has {length:,} rows, X is of {self.shape[axis]:,}"
+                )
 
     def _check_values(self, block: sparse.csr_matrix, start: int) -> None:
         if not np.isfinite(block.data).all():

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from sesttune.cached_folder import Progress, cached_folder, digest, is_intact
+from sesttune.cached_folder import Progress, cached_folder, digest, is_intact, mark_used
 from sesttune.data.cell_content import cell_digests
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
@@ -77,7 +77,10 @@ class Shard:
 
     def is_ready(self) -> bool:
         """Whether it is in the cache, byte for byte as it was written."""
-        return is_intact(self.folder)
+        if not is_intact(self.folder):
+            return False
+        mark_used(self.folder)
+        return True
 
     def read(self) -> np.ndarray:
         """Embeddings float32 [cells, width]."""
@@ -113,7 +116,10 @@ class ShardEncoder:
                 f"{shard.file}: its cells have changed since the cell store was built of them; "
                 "start again (`touch` the file first, if its time was set back)"
             )
-        encoded = self._encoder.encode(cells, match)
+        try:
+            encoded = self._encoder.encode(cells, match)
+        except UserError as error:
+            raise UserError(f"{shard.file}: {error}") from None
         if not np.isfinite(encoded).all():
             raise UserError(f"{shard.file}: the encoder gave NaN for a control cell")
         np.save(draft / "embeddings.npy", encoded)
@@ -153,7 +159,10 @@ def plan_shards(
     for controls in files:
         with H5adFile(controls.file) as file:
             names, columns = file.var_names, file.var_columns()
-        reports[str(controls.file)] = encoder.match(names, columns).report
+        try:
+            reports[str(controls.file)] = encoder.match(names, columns).report
+        except UserError as error:
+            raise UserError(f"{controls.file}: {error}") from None
         genes = digest(names, columns)
         for start in range(0, len(controls.rows), SHARD_CELLS):
             part = slice(start, start + SHARD_CELLS)

@@ -217,7 +217,8 @@ def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
     else:
         found: list[Path] = []
         for pattern in expand_braces(str(target)):
-            matches = [Path(match) for match in sorted(glob.glob(pattern))]
+            as_it_is = [pattern] if Path(pattern).is_file() else []  # its name may hold [ or *
+            matches = [Path(match) for match in as_it_is or sorted(glob.glob(pattern))]
             if not matches:
                 raise UserError(f"{path}: [datasets] {name}: no file matches {pattern}")
             found += matches

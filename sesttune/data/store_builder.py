@@ -22,7 +22,7 @@ from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.errors import UserError
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 LOG1P_LIMIT = 35.0
 """No log1p of counts is larger: exp(35) exceeds every sequencing depth."""
 

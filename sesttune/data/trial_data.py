@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
+from sesttune.cached_folder import Progress, cached_folder, digest, mark_used, no_progress
 from sesttune.config.schema import Config
 from sesttune.data.embeddings import (
     ControlEmbeddings,
@@ -48,6 +48,8 @@ class TrialData:
     def __init__(self, manifest: Path) -> None:
         about = json.loads(manifest.read_text())
         self.manifest = manifest
+        for folder in (about["store"], about["embeddings"], manifest.parent):
+            mark_used(Path(folder))
         self.store = CellStore(Path(about["store"]))
         self.controls = ControlEmbeddings(Path(about["embeddings"]), self.store)
         self.features = np.load(manifest.parent / "features.npy", mmap_mode="r")

@@ -82,7 +82,9 @@ def read_checkpoint(path: Path) -> Any:
             f"checkpoint {path} is truncated, or not in PyTorch's zip format: "
             "copy it again, or save it again with a PyTorch of 1.6 or later"
         ) from None
-    except (pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can raise anything, MemoryError too
         raise UserError(f"checkpoint {path} cannot be read: {error!r}") from None
 
 
@@ -120,6 +122,8 @@ class _Storage:
 
     def tensor(self, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
         if not self._bytes:
+            if 0 not in size:
+                raise pickle.UnpicklingError("a tensor without its values")
             return torch.empty(size, dtype=self.dtype)
         # mode "c": copy on write, so torch gets writable memory and the file stays as it is
         raw = np.memmap(self._path, np.uint8, "c", self._offset, (self._bytes,))

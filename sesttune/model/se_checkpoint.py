@@ -5,6 +5,7 @@ and the CLS index come from the settings saved with them. The public loader take
 "some" checkpoint of a folder that holds several; here that is a question to the user.
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -89,19 +90,34 @@ def read_weights(files: SEFiles, config: Path | None = None) -> SEWeights:
             f"{KEY}: {files.checkpoint} is not an SE checkpoint: it lacks "
             "state_dict and/or hyper_parameters"
         )
-    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
-    if "nhead" not in hyper:
-        raise UserError(f"{KEY}: {files.checkpoint} lacks hyper_parameters.nhead")
+    tensors = {
+        name.replace("_orig_mod.", ""): tensor
+        for name, tensor in state.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+    }
+    nhead = _whole(hyper, "nhead", 1, files.checkpoint)
+    if "nlayers" in hyper:
+        _check_layers(tensors, _whole(hyper, "nlayers", 1, files.checkpoint), files.checkpoint)
     settings = _settings(content, hyper, files.checkpoint, config)
+    source = config or files.checkpoint
+    pad_length = _whole(settings, "pad_length", 2, source)
+    cls_token_idx = _whole(settings, "cls_token_idx", 0, source)
     symbols, proteins = _read_proteins(files, content)
-    return SEWeights(
-        tensors,
-        int(hyper["nhead"]),
-        int(settings["pad_length"]),
-        int(settings["cls_token_idx"]),
-        symbols,
-        proteins,
-    )
+    return SEWeights(tensors, nhead, pad_length, cls_token_idx, symbols, proteins)
+
+
+def _whole(settings: dict[str, Any], name: str, least: int, path: Path) -> int:
+    value = settings.get(name)
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{KEY}: {path}: {name}={value!r} must be a whole number, {least} or more")
+    return value
+
+
+def _check_layers(tensors: dict[str, torch.Tensor], layers: int, path: Path) -> None:
+    """The tensors are counted for the model's size, so a layer less would not be missed."""
+    last = f"transformer_encoder.layers.{layers - 1}.linear1.weight"
+    if last not in tensors:
+        raise UserError(f"{KEY}: {path} has hyper_parameters.nlayers={layers}, but lacks {last}")
 
 
 def file_sha256(path: Path, cache: Path | None) -> str:
@@ -114,8 +130,9 @@ def file_sha256(path: Path, cache: Path | None) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if noted is not None:
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        write_text(noted, digest)
+        with contextlib.suppress(OSError):  # a cache that cannot be written to serves as well
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            write_text(noted, digest)
     return digest
 
 
@@ -134,9 +151,9 @@ def _settings(
     if config is not None:
         if not config.is_file():
             raise UserError(f"--config {config} does not exist")
-        whole: Any = OmegaConf.to_container(OmegaConf.load(config))
+        whole: Any = _from_yaml(config.read_text(), config)
     elif isinstance(content.get("cfg_yaml"), str):
-        whole = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
+        whole = _from_yaml(content["cfg_yaml"], path)
     else:
         whole = plain(hyper.get("cfg"))
     dataset = whole.get("dataset") if isinstance(whole, dict) else None
@@ -149,6 +166,15 @@ def _settings(
     return dataset
 
 
+def _from_yaml(text: str, path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except Exception as error:  # yaml and omegaconf raise unrelated families
+        raise UserError(
+            f"{path}: its settings are not YAML: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def _read_proteins(files: SEFiles, content: dict[str, Any]) -> tuple[list[str], torch.Tensor]:
     where = files.proteins or files.checkpoint
     held = read_checkpoint(where) if files.proteins else content.get("protein_embeds_dict")
@@ -158,6 +184,9 @@ def _read_proteins(files: SEFiles, content: dict[str, Any]) -> tuple[list[str], 
             "protein_embeddings*.pt in the model folder; name the file"
         )
     rows = list(held.values())
-    if not all(isinstance(row, torch.Tensor) and row.shape == rows[0].shape for row in rows):
+    if (
+        not all(isinstance(row, torch.Tensor) and row.ndim == 1 for row in rows)
+        or len({len(row) for row in rows}) > 1
+    ):
         raise UserError(f"{where}: protein embeddings must be vectors of one width")
     return [str(symbol) for symbol in held], torch.stack([row.float() for row in rows])

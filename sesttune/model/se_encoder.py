@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from sesttune.cached_folder import cached_folder, digest
+from sesttune.cached_folder import cached_folder, digest, is_intact
 from sesttune.errors import UserError
 from sesttune.host_memory import keep_freed_memory, release_freed_memory
 from sesttune.model.se_checkpoint import (
@@ -211,6 +211,7 @@ class SEEncoder:
             cached_folder(
                 self._cache / "encoders" / key,
                 lambda draft: save_converted(draft, read_weights(self.files), self.files),
+                is_intact,  # what damaged weights encode would be kept as if it were right
             )
         )
 

@@ -166,8 +166,16 @@ def build_transformer(weights: SEWeights, files: SEFiles) -> SETransformer:
     sized_by = ("encoder.0.weight", "decoder.1.weight", "dataset_embedder.weight")
     first = "transformer_encoder.layers.0.linear1.weight"
     _refuse_missing([name for name in (*sized_by, first) if name not in tensors], files)
+    flat = [name for name in (*sized_by, first) if tensors[name].ndim != 2]
+    if flat:
+        raise UserError(f"{KEY}: {files.checkpoint}: {flat[0]} is not a matrix")
     d, e = tensors["encoder.0.weight"].shape
-    numbers = [int(n.split(".")[2]) for n in tensors if n.startswith("transformer_encoder.layers.")]
+    if d % weights.nhead:
+        raise UserError(
+            f"{KEY}: {files.checkpoint}: {weights.nhead} heads do not divide a width of {d}"
+        )
+    inside = [n for n in tensors if n.startswith("transformer_encoder.layers.")]
+    layers = sum(n.endswith(".linear1.weight") for n in inside)
     with torch.device("meta"):
         model = SETransformer(
             e,
@@ -175,7 +183,7 @@ def build_transformer(weights: SEWeights, files: SEFiles) -> SETransformer:
             len(tensors[first]),
             len(tensors["decoder.1.weight"]),
             weights.nhead,
-            1 + max(numbers),
+            layers,
         )
     wanted = model.state_dict()
     _refuse_missing([name for name in wanted if name not in tensors], files)

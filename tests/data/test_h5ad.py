@@ -106,3 +106,68 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut.h5ad is not an HDF5 file, or is truncated"):
         H5adFile(tmp_path / "cut.h5ad")
+
+
+def test_a_gene_that_a_row_holds_twice_counts_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad", sparse.csr_matrix(COUNTS))
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][1] = file["X/indices"][0]  # 2 and 5 of the first cell, both of gene 1
+    with H5adFile(path) as file:
+        (block,) = file.iter_csr()
+    assert block.has_canonical_format
+    assert block[0].toarray().tolist() == [[0, 7, 0, 0]]
+
+
+@pytest.mark.parametrize("encode", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize(
+    ("part", "place", "value", "message"),
+    [
+        ("indices", 3, 4, "X/indices names 4"),
+        ("indices", 3, -1, "X/indices names"),
+        ("indptr", 1, 99, "X/indptr is damaged"),
+        ("indptr", 4, 99, "X/indptr is damaged"),
+    ],
+)
+def test_damaged_indices_are_refused_not_followed(
+    tmp_path: Path, encode: object, part: str, place: int, value: int, message: str
+) -> None:
+    path = write(tmp_path / "x.h5ad", encode(COUNTS))  # type: ignore[operator]
+    with h5py.File(path, "r+") as file:
+        file[f"X/{part}"][place] = value
+    with H5adFile(path) as file, pytest.raises(UserError, match=f"x.h5ad: {message}"):
+        list(file.iter_csr())
+
+
+def test_parts_that_do_not_fit_are_refused_when_the_file_is_opened(tmp_path: Path) -> None:
+    def cut(name: str, length: int) -> None:
+        with h5py.File(path, "r+") as file:
+            kept = file[name][:length]
+            attributes = dict(file[name].attrs)
+            del file[name]
+            file[name] = kept
+            file[name].attrs.update(attributes)
+
+    for name, message in {
+        "X/data": "its parts do not fit",
+        "X/indptr": "its parts do not fit",
+        "obs/_index": "obs has 3 rows, X is of 4",
+        "var/_index": "var has 3 rows, X is of 4",
+    }.items():
+        path = write(tmp_path / "x.h5ad", sparse.csr_matrix(COUNTS))
+        cut(name, 3)
+        with pytest.raises(UserError, match=f"x.h5ad: .*{message}"):
+            H5adFile(path)
+    path = write(tmp_path / "x.h5ad", sparse.csr_matrix(COUNTS))
+    with h5py.File(path, "r+") as file:
+        del file["X/indices"]
+    with pytest.raises(UserError, match="X lacks its indices"):
+        H5adFile(path)
+
+
+def test_a_file_of_before_anndata_0_7_is_to_be_written_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad")
+    with h5py.File(path, "r+") as file:
+        del file["obs"]
+        file["obs"] = np.array([(b"c0", 1)] * 4, dtype=[("index", "S2"), ("gene", "i4")])
+    with pytest.raises(UserError, match="obs is not as anndata 0.7 and later write it"):
+        H5adFile(path)

@@ -1,5 +1,6 @@
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_cells, write_tiny
 from scipy import sparse
 
 from sesttune.cache import main as cache_command
+from sesttune.cached_folder import cached_folder, locked, mark_used
 from sesttune.config.load import load_config
-from sesttune.data import shards
+from sesttune.data import cache_entries, shards
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
 
@@ -182,6 +184,50 @@ def test_a_kill_keeps_the_finished_shards(tiny: TinyData) -> None:
     data, count = encoded(tiny)
     assert 0 < count <= N_CONTROLS - 8 * finished  # a file's last shard has 8 cells
     assert len(data.controls.matrix) == N_CONTROLS
+
+
+def test_what_is_being_built_or_was_used_meanwhile_is_not_pruned(
+    tiny: TinyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded(tiny)
+    held, used, gone = shard_folders(tiny)[:3]
+    for folder in (held, used, gone):
+        os.utime(folder / "complete.json", (1, 1))
+    whole = cache_entries.entries(tiny.folder / "cache")
+    mark_used(used)  # after the list was made
+    monkeypatch.setattr(cache_entries, "entries", lambda _: whole)
+    with locked(held):
+        count, _ = cache_entries.prune(tiny.folder / "cache", 30)
+    assert (count, held.exists(), used.exists(), gone.exists()) == (1, True, True, False)
+    assert cache_entries.prune(tiny.folder / "cache", 30)[0] == 1  # `gone` is no error
+    assert not held.exists()
+
+
+def test_a_shard_that_serves_again_and_what_a_trial_opens_are_marked_as_used(
+    tiny: TinyData,
+) -> None:
+    data, _ = encoded(tiny)
+    folders = [*shard_folders(tiny), data.store.folder, data.controls.folder, data.manifest.parent]
+    for folder in folders:
+        os.utime(folder / "complete.json", (1, 1))
+    TrialData.open(data.manifest)
+    assert all((f / "complete.json").stat().st_mtime > 1 for f in folders[-3:])
+    shutil.rmtree(data.controls.folder)
+    encoded(tiny)
+    assert all((f / "complete.json").stat().st_mtime > 1 for f in folders if f.exists())
+
+
+def test_a_full_disk_is_named_whatever_error_it_causes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(draft: Path) -> None:
+        raise RuntimeError("1024 requested and 16 written")
+
+    with pytest.raises(RuntimeError):
+        cached_folder(tmp_path / "x", build)
+    monkeypatch.setattr("sesttune.cached_folder.is_full", lambda folder: True)
+    with pytest.raises(UserError, match=r"data.cache_dir: the disk of .* is full"):
+        cached_folder(tmp_path / "x", build)
 
 
 def cache(tiny: TinyData, *arguments: str) -> int:

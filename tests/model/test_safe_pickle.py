@@ -75,3 +75,19 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(UserError, match="not in PyTorch's zip format"):
         read_checkpoint(tmp_path / "text.ckpt")
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 99), (-8, 1), (9, 1)])
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, offset: int, size: int) -> None:
+    class Beyond:
+        def __reduce__(self) -> tuple[Any, ...]:
+            storage = torch.ones(4).untyped_storage()
+            typed = torch.storage.TypedStorage(
+                wrap_storage=storage, dtype=torch.float32, _internal=True
+            )
+            arguments = (typed, offset, (size,), (1,), False, {})
+            return (torch._utils._rebuild_tensor_v2, arguments)
+
+    torch.save({"w": Beyond()}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="x.ckpt cannot be read"):
+        read_checkpoint(tmp_path / "x.ckpt")

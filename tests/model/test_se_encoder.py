@@ -74,6 +74,10 @@ def test_the_weights_are_converted_once_and_give_the_same(tmp_path: Path) -> Non
     before = converted.stat().st_mtime_ns
     assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
     assert converted.stat().st_mtime_ns == before
+    content = bytearray(converted.read_bytes())
+    content[-4:] = b"\xff\xff\xff\x7f"  # damaged: another number, the same size
+    converted.write_bytes(bytes(content))
+    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
     open_oracle("se_tiny_old.ckpt", cache=tmp_path).match(["GEN0380"], {})
     assert len(list((tmp_path / "encoders").glob("*/encoder.safetensors"))) == 2
 
@@ -186,6 +190,18 @@ def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: P
     content["state_dict"] = {"layer.weight": torch.zeros(2)}
     torch.save(content, path)
     with pytest.raises(UserError, match=r"lacks encoder.0.weight, decoder.1.weight"):
+        _ = SEEncoder.open(None, str(path)).embed_dim
+    whole: dict[str, object] = {"state_dict": dict(weights.tensors), "hyper_parameters": hyper}
+    for wrong, message in {
+        ("nlayers", 3): "nlayers=3, but lacks transformer_encoder.layers.2.linear1.weight",
+        ("nhead", 0): "nhead=0 must be a whole number, 1 or more",
+        ("nhead", 5): "5 heads do not divide a width of 64",
+    }.items():
+        torch.save({**content, **whole, "hyper_parameters": hyper | dict([wrong])}, path)
+        with pytest.raises(UserError, match=message):
+            _ = SEEncoder.open(None, str(path)).embed_dim
+    torch.save({**content, **whole, "cfg_yaml": "dataset: {pad_length: x, cls_token_idx: 3}"}, path)
+    with pytest.raises(UserError, match="pad_length='x' must be a whole number"):
         _ = SEEncoder.open(None, str(path)).embed_dim
     torch.save({"anything": 1}, path)
     with pytest.raises(UserError, match="lacks state_dict and/or hyper_parameters"):
