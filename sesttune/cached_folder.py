@@ -73,7 +73,7 @@ def cached_folder(
                 f"data.cache_dir: the disk of {folder.parent} is full; free some space or set "
                 "data.cache_dir to a larger disk"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if not folder.parent.is_dir() or error.errno in (errno.EACCES, errno.EROFS):
             raise UserError(f"data.cache_dir: cannot write to {folder.parent} ({error})") from None
         raise
     return folder

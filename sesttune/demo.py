@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sesttune.command import run
+from sesttune.errors import UserError
 
 DEMO_VERSION = 1
 N_GENES = 2_000
@@ -53,8 +54,11 @@ def demo_folder(cache_dir: str | Path) -> Path:
     """Where the demo lies, making it on first use."""
     folder = Path(cache_dir).expanduser() / f"demo-v{DEMO_VERSION}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
+        except OSError as error:
+            raise UserError(f"data.cache_dir: cannot write to {folder.parent} ({error})") from None
         try:
             write_demo(draft)
             os.rename(draft, folder)

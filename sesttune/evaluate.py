@@ -68,7 +68,7 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
         stored_model,
         trial_model,
     )
-    from sesttune.run_setup import open_run, prepared_data
+    from sesttune.run_setup import open_run, prepared_data, run_data
     from sesttune.tracking.store import tracking_uri
 
     uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
@@ -82,7 +82,7 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     else:
         known = open_run(args.output_dir, args.sweep)
         record = chosen_trial(known, args.trial)
-        own = prepared_data(known.config, console)
+        own = run_data(known, console)
         model = trial_model(known, record, args.step, own)
         config = with_point(model.config, point)
         data = prepared_data(config, console) if point else own

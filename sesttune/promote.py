@@ -72,7 +72,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
     from sesttune.model.head_checkpoint import FEATURES_FILE
     from sesttune.model.state_export import export_state, infer_command
-    from sesttune.run_setup import prepared_data
+    from sesttune.run_setup import run_data
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
     from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.sync import RunTracker
@@ -82,7 +82,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     tracker.sync()
     run_id = tracker.trial_run(record.id)
     assert run_id is not None
-    data = prepared_data(known.config, console)
+    data = run_data(known, console)
     candidate = trial_model(known, record, args.step, data)
     args.split = args.split or held_out_split(data)
     champion = serving(uri, args.alias)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     """What a person reads at the end, as pairs of a name and a text."""
     about = json.loads((run.folder / DATA).read_text())
     listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
-    where = run.config.output_dir
+    name, where = shlex.quote(run.folder.name), shlex.quote(run.config.output_dir)
     report = run.folder / REPORT
     lines = [
         ("baselines", listed),
@@ -72,12 +73,12 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     if failed:
         told = (
             f"{len(failed)} of {len(outcome.leaderboard)} trials, the first with "
-            f"{failed[0]['ended_by']}; {program()} sweep --resume {run.folder.name} "
+            f"{failed[0]['ended_by']}; {program()} sweep --resume {name} "
             f"output_dir={where} tries them again"
         )
         lines.insert(0, ("failed", told))
     if outcome.best is not None:
-        command = f"{program()} promote --sweep {run.folder.name} --output-dir {where}"
+        command = f"{program()} promote --sweep {name} --output-dir {where}"
         lines.append(("promote", command))
     return lines
 

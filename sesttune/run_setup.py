@@ -101,13 +101,24 @@ def run_names(output_dir: str) -> list[str]:
 def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:
     """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
     manifest, about = _prepare_data(run.config, console, runner)
+    _refuse_changed(run, about["fingerprint"])
+    return Run(run.folder, run.config, manifest, run.space)
+
+
+def run_data(run: Run, console: Console) -> "TrialData":
+    """The data of a run; raises UserError where they are no longer what it was trained on."""
+    data = prepared_data(run.config, console)
+    _refuse_changed(run, data.fingerprint)
+    return data
+
+
+def _refuse_changed(run: Run, fingerprint: str) -> None:
     before = json.loads((run.folder / DATA).read_text())
-    if about["fingerprint"] != before["fingerprint"]:
+    if fingerprint != before["fingerprint"]:
         raise UserError(
             f"the data of {run.folder.name} have changed since it was started: its results would "
             "not be comparable; start a new sweep"
         )
-    return Run(run.folder, run.config, manifest, run.space)
 
 
 def prepared_data(config: Config, console: Console, runner: Runner = encode_here) -> "TrialData":

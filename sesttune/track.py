@@ -5,6 +5,7 @@ until its end. Both may run at once: they take turns, and each reads how far the
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
 
 def how_to_deliver(folder: "Path", output_dir: str) -> str:
     """What the output of a run says when MLflow was away at its end."""
-    command = f"{program()} track sync {folder.name} --output-dir {output_dir}"
+    given = shlex.join([folder.name, "--output-dir", output_dir])
+    command = f"{program()} track sync {given}"
     return f"mlflow:    was away; nothing is lost, deliver it with: {command}"
 
 

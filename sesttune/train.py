@@ -5,6 +5,7 @@ predict treat both alike.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sesttune.command import add_config_arguments, named, open_console, read_config, run
+from sesttune.command import add_config_arguments, named, open_console, program, read_config, run
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,13 @@ def train(training: "Run", console: Console) -> int:
     if not where.exists():
         write_trial(TrialRecord(TRIAL_ID, where))
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
-        run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
+        try:
+            run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
+        except KeyboardInterrupt:
+            given = shlex.join(["--resume", folder.name, f"output_dir={config.output_dir}"])
+            again = f"stopped; go on with: {program()} train {given}"
+            console.print(again, highlight=False, soft_wrap=True)
+            raise
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)
     show_result(training, outcome, console)

@@ -1,11 +1,13 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.tiny_data import write_tiny
+from helpers.trained_runs import write_settings
 
 from sesttune.cli import COMMANDS
 
@@ -54,6 +56,7 @@ def test_unknown_command_and_overview() -> None:
         ),
         (["--space", "nonsense"], "nonsense"),
         (["--resume", "gone"], "no run 'gone'"),
+        (["data.cache_dir=/proc/none"], "data.cache_dir: cannot write to /proc/none"),
         (["--resume", "gone", "training.lr=1e-3"], "may go with it"),
     ],
 )
@@ -61,7 +64,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     done = (
-        call("sesttune.sweep", *arguments, f"data.cache_dir={tmp_path}/cache", cwd=tmp_path)
+        call("sesttune.sweep", f"data.cache_dir={tmp_path}/cache", *arguments, cwd=tmp_path)
         if ("--resume" not in arguments)
         else call("sesttune.sweep", *arguments, cwd=tmp_path)
     )
@@ -75,6 +78,36 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
 def test_a_resumed_training_takes_no_other_settings(tmp_path: Path) -> None:
     done = call("sesttune.train", "--resume", "gone", "training.lr=1", cwd=tmp_path)
     assert (done.returncode, "may go with it" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_told_to_stop_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    settings = write_settings(tmp_path)
+    call = [
+        "-m",
+        "sesttune.train",
+        "--config",
+        str(settings),
+        "name=t",
+        "training.max_steps=100000",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-u", *call, "training.early_stopping=false"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as training:
+        assert training.stdout is not None
+        assert any(line.startswith("step ") for line in training.stdout)
+        training.send_signal(number)
+        shown, error = training.communicate(timeout=120)
+    assert training.returncode == 130, error
+    assert "stopped; go on with: " in shown
+    assert "train --resume t output_dir=" in shown
+    assert error.strip() == "interrupted"
 
 
 def test_a_missing_encoder_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_state(head: STHead, state: dict[str, torch.Tensor], path: Path) -> None:
     """Put weights into `head`; raises UserError naming the first that does not fit."""
     expected = head.state_dict()
+    more = sorted(state.keys() - expected.keys())
+    if more:
+        raise UserError(f"checkpoint {path} has {more[0]} too: it is of another model")
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"checkpoint {path} lacks {name}: it is of another model")

@@ -94,8 +94,8 @@ class Parameter:
         """Values that must be acceptable settings: all where they are few, else the ends."""
         grid = self.grid()
         if grid is not None:
-            all_of_them = self.kind == "choice" or len(grid) <= _FEW
-            return tuple(grid) if all_of_them else (grid[0], grid[-1])
+            few = self.kind == "choice" or len(grid) <= _FEW
+            return grid if few else (grid[0], grid[-1])
         # A fraction in between, so that a real range over a whole-number key is refused.
         return (float(self.low), float(self.high), self.low + (self.high - self.low) / math.e)
 

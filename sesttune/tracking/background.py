@@ -6,6 +6,7 @@ changes nothing but the number of turns: nothing is kept in memory.
 """
 
 import logging
+import shlex
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -64,8 +65,8 @@ class BackgroundSync:
             "sesttune track sync %s --output-dir %s",
             wrong,
             self._folder,
-            self._folder.name,
-            self._folder.parent,
+            shlex.quote(self._folder.name),
+            shlex.quote(str(self._folder.parent)),
         )
 
     def _try(self) -> str | None:

@@ -50,7 +50,11 @@ def fit(
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
     state, own = _starting_state(config, folder / "checkpoints")
     if state is not None:
-        restore_weights(module, state, folder / "checkpoints" / LAST)
+        source = folder / "checkpoints" / LAST
+        if not own:
+            source = Path(config.model.checkpoint or "").expanduser()
+            _refuse_another_model(state, config, data, source)
+        restore_weights(module, state, source)
     validate_first = _continue_metrics(folder, state if own else None)
     if own and state is not None:
         progress.load_state_dict(state["progress"])
@@ -83,7 +87,11 @@ def fit(
         elif first_step < training.max_steps:
             callbacks = [callback, *StepProfiler.if_wanted(config, module, folder)]
             steps = training.max_steps - first_step
-            make_trainer(training, device, micro, steps, callbacks, folder).fit(module, batches)
+            trainer = make_trainer(training, device, micro, steps, callbacks, folder)
+            try:
+                trainer.fit(module, batches)
+            except SystemExit:  # what Lightning makes of Ctrl-C, and of SIGTERM with status 0
+                raise KeyboardInterrupt from None
     finally:
         try:
             callback.deliver()
@@ -105,6 +113,24 @@ def _starting_state(config: Config, checkpoints: Path) -> tuple[dict[str, Any] |
     if config.model.checkpoint is not None:
         return read_training_state(Path(config.model.checkpoint).expanduser()), False
     return None, False
+
+
+def _refuse_another_model(
+    state: dict[str, Any], config: Config, data: TrialData, source: Path
+) -> None:
+    """What weights of the same shapes do not tell: their heads, and what they were shown."""
+    heads = state["config"]["model"]["kwargs"]["n_heads"]
+    if heads != config.model.kwargs.n_heads:
+        raise UserError(
+            f"model.checkpoint: {source} has n_heads={heads}; set model.kwargs.n_heads={heads}"
+        )
+    encoder = state["encoder"]
+    if encoder["sha256"] != data.encoder["sha256"]:
+        raise UserError(
+            f"model.checkpoint: {source} was trained on embeddings of {encoder['label']} "
+            f"({encoder['sha256'][:12]}), these are of {data.encoder['label']} "
+            f"({data.encoder['sha256'][:12]})"
+        )
 
 
 def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:

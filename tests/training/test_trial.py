@@ -291,6 +291,25 @@ def test_a_slurm_job_changes_nothing(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_checkpoint_of_another_model_is_refused_by_what_differs(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    config, manifest = ready(tiny)
+    run_trial(config, manifest, tmp_path / "first")
+    start = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    more = {"model.checkpoint": str(start), "training.max_steps": 40}
+    heads = config.model.kwargs.n_heads
+    other, _ = ready(tiny, **more, **{"model.kwargs.n_heads": heads * 2})
+    with pytest.raises(UserError, match=f"last.ckpt has n_heads={heads}; set"):
+        run_trial(other, manifest, tmp_path / "other")
+    state = read_checkpoint(start)
+    state["encoder"]["sha256"] = "e" * 64
+    save_checkpoint(start, {k: v for k, v in state.items() if k != "format"})
+    again, _ = ready(tiny, **more)
+    with pytest.raises(UserError, match="was trained on embeddings of .*eeeeeeeeeeee"):
+        run_trial(again, manifest, tmp_path / "again")
+
+
 def test_drafts_of_a_killed_process_go_and_are_never_counted(
     tiny: TinyData, tmp_path: Path
 ) -> None:
