@@ -39,8 +39,8 @@ TUNABLE = (
 SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
 HEADS = "model.kwargs.n_heads"
 _PROBES = 1_000
-_FEW = 64
 """Random points tried to see that a space without end holds any that its constraints allow."""
+_FEW = 64  # values of a range that are each checked
 
 Point = dict[str, Any]
 """One setting of every searched key, e.g. `{"training.lr": 1e-4}`."""
