@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("sweep_b", metavar="SWEEP_B")
     parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
     args = parser.parse_args(argv)
+    from sesttune.result import unfinished
     from sesttune.search.finals import difference
 
     sides = [_side(args.output_dir, name) for name in (args.sweep_a, args.sweep_b)]
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     for key, values in _other_settings(*(side.run for side in sides)).items():
         table.add_row(key, *map(str, values))
     console.print(table)
+    for told in filter(None, (unfinished(side.run) for side in sides)):
+        console.print(told, highlight=False, soft_wrap=True)
     better, worse = sorted((side.winner for side in sides), key=lambda found: found.mean)
     console.print(difference(better, worse), highlight=False, soft_wrap=True)
     return 0

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
     args = parser.parse_args(argv)
+    args.input, args.output = args.input.expanduser(), args.output.expanduser()
     check_output(args.output, (".h5ad", ".npy"))
     if not args.embed_key or "/" in args.embed_key:
         raise UserError(f"--embed-key '{args.embed_key}' must be a plain name without '/'")

@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         check_vcc(args.adata, config.data.kwargs)
     features = _features(folder, args.features)
     store, controls = _read_cells(args, config, about, set(features))
+    if store.is_control.all():
+        raise UserError(f"--adata {args.adata} holds control cells alone: nothing to predict")
     expression = _predict(head, store, controls, features, config, args.seed)
     write = write_vcc if args.vcc else write_predicted
     prepare = write(args.adata, args.output, expression, about)

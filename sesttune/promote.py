@@ -72,11 +72,14 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
     from sesttune.model.head_checkpoint import FEATURES_FILE
     from sesttune.model.state_export import export_state, infer_command
+    from sesttune.result import unfinished
     from sesttune.run_setup import run_data
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
     from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.sync import RunTracker
 
+    if (told := unfinished(known)) is not None:
+        console.print(told, highlight=False, soft_wrap=True)
     record = chosen_trial(known, args.trial)
     tracker = RunTracker(known.folder, uri, known.config.tracking.experiment)
     tracker.sync()

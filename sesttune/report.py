@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix != ".html":
         raise UserError(f"--output {args.output} must end in .html")
+    from sesttune.result import unfinished
     from sesttune.run_setup import RESULT, open_run
     from sesttune.search.outcome import read_outcome
 
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     outcome = read_outcome(known.folder, known.config)
     ended = (known.folder / RESULT).exists()
     print(f"report: {write_report(known, outcome, ended, args.output)}")
+    if (told := unfinished(known)) is not None:
+        print(told)
     return 0
 
 

@@ -83,6 +83,18 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     return lines
 
 
+def unfinished(run: Run) -> str | None:
+    """What a person must know of a run that has no result: how to bring it to its end."""
+    if (run.folder / RESULT).exists():
+        return None
+    kind = "sweep" if run.space is not None else "train"
+    given = shlex.join(["--resume", run.folder.name, f"output_dir={run.config.output_dir}"])
+    return (
+        f"{run.folder.name} has not ended, this is how far it has come; if it is not running, "
+        f"go on with: {program()} {kind} {given}"
+    )
+
+
 def board_cells(outcome: SweepOutcome) -> tuple[list[str], list[list[str]]]:
     """The leaderboard as text: names of its columns, and a row a trial."""
     columns = [
@@ -118,8 +130,9 @@ def _table(name: str, outcome: SweepOutcome) -> Table:
     table = Table(title=f"leaderboard of {name}", title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
         right = column in NUMBERS
+        whole = column not in ("parameters", "ended by")
         table.add_column(
-            column, justify="right" if right else "left", no_wrap=column != "parameters"
+            column, justify="right" if right else "left", no_wrap=whole, overflow="fold"
         )
     for row in rows:
         table.add_row(*row)

@@ -6,6 +6,7 @@ both have worked, so a mistake leaves nothing behind.
 """
 
 import json
+import os
 import shlex
 import sys
 import uuid
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -61,6 +63,10 @@ def prepare_run(
 
     folder = run_folder(config)
     check_compiler(config.training)
+    _refuse_password(config)
+    there = next(parent for parent in folder.parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"output_dir={config.output_dir}: {there} cannot be written to")
     console.print(to_yaml(config), highlight=False, style="dim")
     manifest, about = _prepare_data(config, console, runner)
     try:
@@ -76,6 +82,15 @@ def prepare_run(
     return Run(folder, config, manifest, dict(space) if space is not None else None)
 
 
+def _refuse_password(config: Config) -> None:
+    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
+        raise UserError(
+            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
+            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+
+
 def open_run(output_dir: str, name: str) -> Run:
     """The run `output_dir/name` as it was started; raises UserError where there is none."""
     from omegaconf import OmegaConf
@@ -86,11 +101,16 @@ def open_run(output_dir: str, name: str) -> Run:
         raise UserError(
             f"no run '{name}' in {folder.parent}; there are: {', '.join(runs) or 'none'}"
         )
-    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
-    about = json.loads((folder / DATA).read_text())
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
+        about = json.loads((folder / DATA).read_text())
+        manifest, space = Path(about["manifest"]), settings["space"]
+    except Exception as error:  # yaml, json and omegaconf raise unrelated families
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: {SETTINGS} or {DATA} is damaged ({reason})") from None
     # The folder may have been moved, or be named from elsewhere than where it was begun.
     config = replace(from_dict(settings["config"]), output_dir=output_dir)
-    return Run(folder, config, Path(about["manifest"]), settings["space"])
+    return Run(folder, config, manifest, space)
 
 
 def run_names(output_dir: str) -> list[str]:

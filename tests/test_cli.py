@@ -56,6 +56,7 @@ def test_unknown_command_and_overview() -> None:
         ),
         (["--space", "nonsense"], "nonsense"),
         (["--resume", "gone"], "no run 'gone'"),
+        (["tracking.uri=http://me:word@server"], "tracking.uri holds a password"),
         (["data.cache_dir=/proc/none"], "data.cache_dir: cannot write to /proc/none"),
         (["--resume", "gone", "training.lr=1e-3"], "may go with it"),
     ],

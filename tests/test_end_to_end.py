@@ -207,6 +207,7 @@ def test_compare_shows_winners_and_says_whether_they_differ(
         ("predict", {"--adata": "fewer.h5ad"}, "fewer.h5ad lacks 3 of the"),
         ("predict", {"--adata": "unknown.h5ad"}, "no feature vector for 1 perturbations (NEW)"),
         ("predict", {"--adata": "free.h5ad"}, "is the control 'non-targeting'"),
+        ("predict", {"--adata": "controls.h5ad"}, "holds control cells alone"),
         ("predict", {"--model-folder": "other"}, "not the encoder this model was trained with"),
         ("predict", {"--output": "out.csv"}, "must end in .h5ad"),
         ("predict", {"--adata": "fewer.h5ad", "--output": "fewer.h5ad"}, "is the input itself"),
@@ -255,7 +256,8 @@ def _write_wrong_cells(whole: Path, path: Path) -> None:
         names.iloc[names.ne("non-targeting").to_numpy().argmax()] = "NEW"
         cells.obs["target_gene"] = names
     else:
-        cells = cells[names.ne("non-targeting").to_numpy()].copy()
+        is_control = names.eq("non-targeting").to_numpy()
+        cells = cells[is_control if path.stem == "controls" else ~is_control].copy()
     cells.write_h5ad(path)
 
 

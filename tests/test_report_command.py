@@ -186,7 +186,19 @@ def test_the_command_leaves_a_page_and_figures_that_a_browser_shows(
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
-def test_a_running_sweep_and_a_single_training_have_a_report(tmp_path: Path) -> None:
+def test_a_damaged_run_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_sweep(tmp_path / "night", space(GRID))
+    (folder / "data.json").write_text('{"manifest": "cut')
+    assert run_command(main, ["--sweep", "night", "--output-dir", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "sweep.yaml or data.json is damaged" in line
+
+
+def test_a_running_sweep_and_a_single_training_have_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_sweep(tmp_path / "night", space(GRID))
     write_curve(folder, "001", point(1e-4), [9.0, 4.0], None)
     single = write_sweep(tmp_path / "single", None)
@@ -195,8 +207,10 @@ def test_a_running_sweep_and_a_single_training_have_a_report(tmp_path: Path) -> 
     for run, running, figures in ((folder, True, 3), (single, False, 3)):
         options = ["--sweep", run.name, "--output-dir", str(tmp_path)]
         assert run_command(main, [*options, "--output", str(tmp_path / "out.html")]) == 0
+        shown = capsys.readouterr().out
+        assert ("go on with: " in shown and "sweep --resume night" in shown) == running
         text = (tmp_path / "out.html").read_text()
-        assert ("Running:" in text) == running
+        assert ("Not ended:" in text) == running
         assert text.count("<img") == figures
         assert not (run / "plots").exists()  # --output is the page alone
     assert "400 steps" not in text

@@ -1,7 +1,6 @@
 """Refuse impossible values, one line each, before anything is read or started."""
 
 import math
-from urllib.parse import urlsplit
 
 from sesttune.config.duration import seconds
 from sesttune.config.schema import Config
@@ -116,12 +115,6 @@ def check_values(config: Config) -> None:
         raise UserError(
             f"model.kwargs.input_dim={model.input_dim} and output_dim={model.output_dim} differ: "
             "the head predicts the genes it reads, set both to the number of genes"
-        )
-    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
-        raise UserError(
-            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
-            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
         )
     if config.name in OWN_NAMES:
         raise UserError(f"name={config.name} is where MLflow's own files lie: choose another name")

@@ -142,8 +142,8 @@ def _check_names(split_file: SplitFile, conditions: Iterable[Condition]) -> None
             known = [c for d, c in perturbations if d == dataset]
             if cell_type not in known:
                 raise UserError(
-                    f"{split_file.path}: [{table}] names cell type '{cell_type}' that dataset "
-                    f"'{dataset}' does not have{nearest(cell_type, known)}"
+                    f"{split_file.path}: [{table}] names cell type '{cell_type}', of which "
+                    f"dataset '{dataset}' has no perturbed cell{nearest(cell_type, known)}"
                 )
     for context, held_out in split_file.fewshot.items():
         for split, names in held_out.items():

@@ -65,8 +65,8 @@ def _verdict(data: ReportData) -> str:
     first.sort(key=lambda pair: ("verdict", "remedy", *COMMANDS).index(pair[0]))
     rest = [pair for pair in data.summary if pair not in first and pair[0] != "report"]
     running = (
-        "<p><strong>Running:</strong> this run has not ended, there is no verdict yet. "
-        "What follows is so far.</p>"
+        "<p><strong>Not ended:</strong> this run is running, or was stopped and goes on with "
+        "--resume; there is no verdict yet. What follows is so far.</p>"
     )
     running = "" if data.ended else running
     return "\n".join(

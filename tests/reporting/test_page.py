@@ -98,6 +98,6 @@ def test_it_can_be_read_without_seeing_it() -> None:
 
 def test_a_run_that_has_not_ended_says_so_and_claims_no_verdict() -> None:
     found = Parsed(page(replace(DATA, ended=False), FIGURES, []))
-    assert found.of("strong") == ["Running:"]
+    assert found.of("strong") == ["Not ended:"]
     assert "verdict" not in found.of("dt")
     assert "leader so far" in found.of("dt")

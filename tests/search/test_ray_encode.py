@@ -77,5 +77,5 @@ def test_two_workers_give_what_one_process_gives_even_if_one_is_killed(
 
 
 def test_an_error_of_a_worker_is_the_users_one_line(tiny: TinyData) -> None:
-    with pytest.raises(UserError, match="^a cell holds NaN$"):
+    with pytest.raises(UserError, match=r"^\S*alpha.h5ad: a cell holds NaN$"):
         encode(tiny, Failing())
