@@ -64,11 +64,11 @@ def train(training: "Run", console: Console) -> int:
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
         try:
             run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter by Lightning, for SIGTERM and Ctrl-C
             given = shlex.join(["--resume", folder.name, f"output_dir={config.output_dir}"])
             again = f"stopped; go on with: {program()} train {given}"
             console.print(again, highlight=False, soft_wrap=True)
-            raise
+            raise KeyboardInterrupt from None
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)
     show_result(training, outcome, console)

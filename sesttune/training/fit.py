@@ -87,11 +87,7 @@ def fit(
         elif first_step < training.max_steps:
             callbacks = [callback, *StepProfiler.if_wanted(config, module, folder)]
             steps = training.max_steps - first_step
-            trainer = make_trainer(training, device, micro, steps, callbacks, folder)
-            try:
-                trainer.fit(module, batches)
-            except SystemExit:  # what Lightning makes of Ctrl-C, and of SIGTERM with status 0
-                raise KeyboardInterrupt from None
+            make_trainer(training, device, micro, steps, callbacks, folder).fit(module, batches)
     finally:
         try:
             callback.deliver()
