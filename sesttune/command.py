@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -57,6 +58,12 @@ def program() -> str:
         return "sesttune"
     here = Path.cwd()
     return str(own.relative_to(here) if own.is_relative_to(here) else own)
+
+
+def resume_command(kind: str, name: str, output_dir: str) -> str:
+    """The command that continues the sweep or training `name` (`kind`: sweep, train)."""
+    given = shlex.join(["--resume", name, f"output_dir={output_dir}"])
+    return f"{program()} {kind} {given}"
 
 
 def check_output(output: Path, suffixes: Sequence[str], source: Path | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.atomic import replacing
-from sesttune.command import open_console, run
+from sesttune.command import check_output, open_console, run
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("name what to evaluate: --model M, or --sweep NAME")
     if args.model is not None and (args.trial is not None or args.step is not None):
         raise UserError("--trial and --step go with --sweep, not with --model")
-    if args.output is not None and args.output.suffix != ".csv":
-        raise UserError(f"--output {args.output} must end in .csv")
+    if args.output is not None:
+        check_output(args.output, (".csv",))
     wrong = [text for text in args.overrides if not text.lstrip("+").startswith("data.")]
     if wrong:
         raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")

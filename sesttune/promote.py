@@ -7,6 +7,7 @@ noise is refused, with the table, unless `--force` says why it is to be the cham
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
 import time
@@ -47,6 +48,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if [args.sweep is not None, args.rollback, args.list].count(True) != 1:
         raise UserError("name one of --sweep NAME, --rollback, --list")
+    if not re.fullmatch(r"[\w-]+", args.alias) or re.fullmatch(r"v\d+|latest", args.alias):
+        raise UserError(
+            f"--alias {args.alias}: MLflow takes letters, digits, _ and -, and neither `latest` "
+            "nor a version such as v1"
+        )
     if args.force is not None and not args.force.strip():
         raise UserError('--force needs a reason, e.g. --force "the old one saw the test data"')
     if args.export_state is not None and (args.sweep is None or args.export_state.exists()):

@@ -5,12 +5,13 @@ A sweep writes it at its end; this command writes it again, or from a sweep that
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sesttune.command import program, run
+from sesttune.command import check_output, program, run
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output-dir", default="outputs", help="default: %(default)s")
     args = parser.parse_args(argv)
-    if args.output is not None and args.output.suffix != ".html":
-        raise UserError(f"--output {args.output} must end in .html")
+    if args.output is not None:
+        check_output(args.output, (".html",))
     from sesttune.result import unfinished
     from sesttune.run_setup import RESULT, open_run
     from sesttune.search.outcome import read_outcome
@@ -86,7 +87,7 @@ def try_report(run: "Run", outcome: "SweepOutcome") -> None:
         write_report(run, outcome, ended=True)
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        again = f"{program()} report --sweep {run.folder.name}"
+        again = f"{program()} report --sweep {shlex.quote(run.folder.name)}"
         log.warning("no report (%s); %s tries again", why, again)
 
 

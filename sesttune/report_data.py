@@ -32,11 +32,12 @@ from sesttune.run_setup import DATA, Run
 from sesttune.search.importance import Importance, importance
 from sesttune.search.outcome import SweepOutcome
 from sesttune.search.packing import PACKING
+from sesttune.search.parameter import Parameter
 from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.rules import rules_of
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY
-from sesttune.search.space import Parameter, SearchSpace
+from sesttune.search.space import SearchSpace
 from sesttune.search.space_file import parse_space
 from sesttune.search.trial_state import ASHA, BUDGET, MAX_STEPS, PATIENCE
 from sesttune.tracking.describe import SHORT, trial_name

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import write_text
-from sesttune.command import program
+from sesttune.command import program, resume_command
 from sesttune.plan_run import against_plan, trained_steps
 from sesttune.run_setup import DATA, RESULT, Run
 from sesttune.search.budget import SPENT
@@ -71,10 +71,10 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     ]
     failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
     if failed:
+        again = resume_command("sweep", run.folder.name, run.config.output_dir)
         told = (
             f"{len(failed)} of {len(outcome.leaderboard)} trials, the first with "
-            f"{failed[0]['ended_by']}; {program()} sweep --resume {name} "
-            f"output_dir={where} tries them again"
+            f"{failed[0]['ended_by']}; {again} tries them again"
         )
         lines.insert(0, ("failed", told))
     if outcome.best is not None:
@@ -88,10 +88,10 @@ def unfinished(run: Run) -> str | None:
     if (run.folder / RESULT).exists():
         return None
     kind = "sweep" if run.space is not None else "train"
-    given = shlex.join(["--resume", run.folder.name, f"output_dir={run.config.output_dir}"])
+    again = resume_command(kind, run.folder.name, run.config.output_dir)
     return (
         f"{run.folder.name} has not ended, this is how far it has come; if it is not running, "
-        f"go on with: {program()} {kind} {given}"
+        f"go on with: {again}"
     )
 
 

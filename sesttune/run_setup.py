@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -59,11 +58,12 @@ def prepare_run(
     runner: Runner = encode_here,
 ) -> Run:
     """Check and prepare the data, encode what is not cached, and create the run folder."""
+    from sesttune.tracking.store import check_store
     from sesttune.training.compiled import check_compiler
 
     folder = run_folder(config)
     check_compiler(config.training)
-    _refuse_password(config)
+    check_store(config)
     there = next(parent for parent in folder.parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"output_dir={config.output_dir}: {there} cannot be written to")
@@ -80,15 +80,6 @@ def prepare_run(
     about = {"id": uuid.uuid4().hex, "manifest": str(manifest), **about}
     write_text(folder / DATA, json.dumps(about, indent=2))
     return Run(folder, config, manifest, dict(space) if space is not None else None)
-
-
-def _refuse_password(config: Config) -> None:
-    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
-        raise UserError(
-            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
-            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
-        )
 
 
 def open_run(output_dir: str, name: str) -> Run:

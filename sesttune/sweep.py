@@ -5,7 +5,6 @@ With no data configured it says so and runs the bundled demo.
 """
 
 import argparse
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from sesttune.command import (
     add_config_arguments,
     named,
     open_console,
-    program,
     read_config,
+    resume_command,
     run,
 )
 from sesttune.errors import UserError
@@ -146,9 +145,8 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
             with LiveTable(console, total, list_trials(folder), steps) as live:
                 outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
         except KeyboardInterrupt:
-            given = shlex.join(["--resume", folder.name, f"output_dir={config.output_dir}"])
-            again = f"stopped; go on with: {program()} sweep {given}"
-            console.print(again, highlight=False, soft_wrap=True)
+            again = resume_command("sweep", folder.name, config.output_dir)
+            console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
             raise
         try_report(sweep, outcome)  # before the result, with which MLflow gets what is there
         write_result(folder, outcome)

@@ -5,7 +5,6 @@ predict treat both alike.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sesttune.command import add_config_arguments, named, open_console, program, read_config, run
+from sesttune.command import (
+    add_config_arguments,
+    named,
+    open_console,
+    read_config,
+    resume_command,
+    run,
+)
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,9 +71,8 @@ def train(training: "Run", console: Console) -> int:
         try:
             run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
         except (KeyboardInterrupt, SystemExit):  # the latter by Lightning, for SIGTERM and Ctrl-C
-            given = shlex.join(["--resume", folder.name, f"output_dir={config.output_dir}"])
-            again = f"stopped; go on with: {program()} train {given}"
-            console.print(again, highlight=False, soft_wrap=True)
+            again = resume_command("train", folder.name, config.output_dir)
+            console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
             raise KeyboardInterrupt from None
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)

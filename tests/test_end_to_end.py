@@ -196,6 +196,7 @@ def test_compare_shows_winners_and_says_whether_they_differ(
     ("command", "change", "message"),
     [
         ("promote", {"--sweep": "frist"}, "no run 'frist' in"),
+        ("promote", {"--alias": "bad alias!"}, "MLflow takes letters, digits, _ and -"),
         ("promote", {"--trial": "099"}, "no trial '099' in first; there are: 001, 002"),
         ("predict", {"--model": "models:/se-st@nobody"}, "not in the MLflow registry"),
         ("predict", {"--model": "."}, "neither models:/NAME@ALIAS nor a folder with head.json"),

@@ -98,6 +98,7 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
         (["--model", "x", "--step", "3"], "go with --sweep"),
         (["--model", "x"], "neither models:/NAME@ALIAS nor a folder with head.json"),
         (["--sweep", GOOD, "--output", "scores.txt"], "must end in .csv"),
+        (["--sweep", GOOD, "--output", "gone/scores.csv"], "gone is not a folder"),
         (["--sweep", GOOD, "training.lr=1"], "only data.* settings can be changed"),
         (["--sweep", GOOD, "data.kwargs.gene_list=genes.txt"], "predicts other genes"),
     ],

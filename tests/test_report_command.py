@@ -243,7 +243,7 @@ def test_figures_that_are_no_longer_drawn_go(tmp_path: Path) -> None:
     [
         (["--sweep", "nihgt"], "no run 'nihgt' in"),
         (["--sweep", "night", "--output", "out.pdf"], "--output out.pdf must end in .html"),
-        (["--sweep", "night", "--output", "/nowhere/out.html"], "cannot be written"),
+        (["--sweep", "night", "--output", "/nowhere/out.html"], "/nowhere is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -88,6 +88,8 @@ def check_values(config: Config) -> None:
     for key, steps in {"sweep.rungs": sweep.rungs, "sweep.extend_to": sweep.extend_to}.items():
         if steps is not None and (steps != sorted(set(steps)) or min(steps, default=1) < 1):
             raise UserError(f"{key}={steps} must be whole numbers above 0, each above the last")
+    if sweep.rungs == []:
+        raise UserError("sweep.rungs=[] has none: write null for the usual, or sweep.asha=false")
     if sweep.target_val_loss is not None and not math.isfinite(sweep.target_val_loss):
         raise UserError(f"sweep.target_val_loss={sweep.target_val_loss} must be a finite number")
     if sweep.time_budget is not None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +49,10 @@ def parse_override(text: str) -> tuple[str, object]:
         raise UserError(f"'{text}' is not an override: write key=value, e.g. training.lr=3e-4")
     check_key(key)
     try:
-        return key, _yaml_value(value)
+        read = _yaml_value(value)
+        # name=007 is no 7: what takes text gets it as it was written.
+        as_text = _takes_text(key) and isinstance(read, int | float)
+        return key, value if as_text else read
     except Exception as error:  # yaml and omegaconf raise unrelated families
         raise UserError(f"{key}: cannot read the value '{value}' ({_first_line(error)})") from None
 
@@ -147,6 +150,15 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, obje
         else:
             flat[key] = value
     return flat
+
+
+def _takes_text(key: str) -> bool:
+    """Whether the setting is text, and not a number that may be text too."""
+    schema: Any = Config
+    for name in key.split("."):
+        schema = next(item.type for item in fields(schema) if item.name == name)
+    kinds = get_args(schema) or (schema,)
+    return str in kinds and not {int, float}.intersection(kinds)
 
 
 def _leaf_keys(schema: type, prefix: str) -> list[str]:

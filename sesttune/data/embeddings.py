@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
+from sesttune.data.growing_array import ArrayFile
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.shards import Controls, Encoder, Runner, encode_here, plan_shards
 from sesttune.data.store import CellStore
@@ -69,13 +70,10 @@ def build_control_embeddings(
         if missing:
             runner(missing, encoder, progress)
         width = shards[0].read().shape[1]
-        shape = (int(store.is_control.sum()), width)
-        about_matrix = {"descr": "<f4", "fortran_order": False, "shape": shape}
         # Written, not mapped: a full disk is an error then, not a SIGBUS.
-        with (draft / "embeddings.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, about_matrix)
+        with ArrayFile(draft / "embeddings.npy", np.dtype(np.float32), width) as matrix:
             for shard in shards:
-                file.write(np.ascontiguousarray(shard.read(), "<f4").data)
+                matrix.append(shard.read())
         about = {**encoder.identity, "key": encoder.key, "genes": reports}
         (draft / "encoder.json").write_text(json.dumps(about))
 

@@ -10,12 +10,13 @@ CHUNK = 16_000_000
 
 
 class ArrayFile:
-    """A one-dimensional `.npy` file that grows; its header is written on exit."""
+    """A `.npy` file that grows, by values or by rows [width]; its header is written on exit."""
 
     HEADER_BYTES = 128
 
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self._path, self._dtype, self._length = path, dtype, 0
+    def __init__(self, path: Path, dtype: np.dtype, width: int | None = None) -> None:
+        self._dtype, self._length = dtype, 0
+        self._row = () if width is None else (width,)
         self._file = path.open("wb")
         self._file.write(b"\0" * self.HEADER_BYTES)
 
@@ -33,7 +34,7 @@ class ArrayFile:
         trace: TracebackType | None,
     ) -> None:
         about = f"{{'descr': '{self._dtype.str}', 'fortran_order': False, "
-        about += f"'shape': ({self._length},), }}"
+        about += f"'shape': {(self._length, *self._row)}, }}"
         # npy format 1.0: magic, version, little-endian header length, padded header.
         magic = b"\x93NUMPY\x01\x00"
         space = self.HEADER_BYTES - len(magic) - 2

@@ -139,7 +139,6 @@ class H5adFile:
     ) -> Iterator[sparse.csr_matrix]:
         """The file's values in blocks of rows (all, or the sorted `rows`), float32 CSR."""
         n_cells, _ = self.shape
-        whole = self._read_csc() if self._encoding == "csc" else None
         for first in range(0, n_cells, block_rows):
             start, stop = first, min(first + block_rows, n_cells)
             picked: np.ndarray | None = None
@@ -148,7 +147,7 @@ class H5adFile:
                 if not len(picked):
                     continue
                 start, stop = int(picked[0]), int(picked[-1]) + 1  # what lies around costs as much
-            block = self._read(start, stop) if whole is None else whole[start:stop]
+            block = self._read(start, stop)
             block = block if picked is None else block[picked - start]
             self._check_values(block, start)
             yield block
@@ -162,12 +161,10 @@ class H5adFile:
         try:
             if self._encoding == "dense":
                 return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
+            if self._encoding == "csc":
+                return self._whole()[start:stop]
             block = self._compressed(start, stop, self.shape[1])
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-        ) as error:  # a damaged chunk, text instead of numbers
+        except (OSError, ValueError, TypeError) as error:  # a damaged chunk, text for numbers
             raise UserError(f"{self.path}: X cannot be read: {error}") from None
         block.sum_duplicates()
         return block
@@ -188,15 +185,12 @@ class H5adFile:
         parts = (values, indices.astype(np.int32, copy=False), indptr - low)
         return sparse.csr_matrix(parts, shape=(stop - start, width))
 
-    def _read_csc(self) -> sparse.csr_matrix:
+    def _whole(self) -> sparse.csr_matrix:
+        """A CSC matrix as rows, kept for the next block."""
         if self._csc is None:
             cells, genes = self.shape
-            try:
-                whole = self._compressed(0, genes, cells).T.tocsr()
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{self.path}: X cannot be read: {error}") from None
-            whole.sum_duplicates()
-            self._csc = whole
+            self._csc = self._compressed(0, genes, cells).T.tocsr()
+            self._csc.sum_duplicates()
         return self._csc
 
     def _check_sizes(self) -> None:
@@ -220,10 +214,9 @@ class H5adFile:
                     "file again (anndata.read_h5ad(FILE).write_h5ad(FILE))"
                 )
             index = frame.get(frame.attrs["_index"])
-            length = None if not isinstance(index, h5py.Dataset) else len(index)
-            if length is not None and length != self.shape[axis]:
+            if isinstance(index, h5py.Dataset) and len(index) != self.shape[axis]:
                 raise UserError(
-                    f"{self.path}: {which} has {length:,} rows, X is of {self.shape[axis]:,}"
+                    f"{self.path}: {which} has {len(index):,} rows, X is of {self.shape[axis]:,}"
                 )
 
     def _check_values(self, block: sparse.csr_matrix, start: int) -> None:

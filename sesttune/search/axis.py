@@ -4,6 +4,7 @@ A choice of numbers is told as their places in order, so that a sampler knows th
 8 and 32; as mere names a Gaussian process's sixteen trials ended half as far again from the best.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from sesttune.search.space import Parameter
+from sesttune.search.parameter import Parameter
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Axis:
 
     distribution: BaseDistribution
     values: tuple[Any, ...] | None = None
-    grid: tuple[Any, ...] | None = None
+    grid: Sequence[Any] | None = None
     """The values of a range with a quantum, as a file would write them."""
 
     def suggest(self, trial: optuna.Trial, key: str) -> Any:

@@ -20,7 +20,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sesttune.search.axis import axis_of
-from sesttune.search.space import Point, SearchSpace
+from sesttune.search.parameter import Point
+from sesttune.search.space import SearchSpace
 
 _REDRAWS = 5
 """Of a sampler (a Gaussian process is fitted at each), before a random point is taken."""

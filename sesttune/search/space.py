@@ -18,6 +18,7 @@ from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint
+from sesttune.search.parameter import Parameter, Point
 
 TUNABLE = (
     "training.max_steps",
@@ -40,64 +41,8 @@ SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
 HEADS = "model.kwargs.n_heads"
 _PROBES = 1_000
 """Random points tried to see that a space without end holds any that its constraints allow."""
-_FEW = 64  # values of a range that are each checked
-
-Point = dict[str, Any]
-"""One setting of every searched key, e.g. `{"training.lr": 1e-4}`."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One searched key. `values` for a choice; `low` to `high`, both included, else.
-
-    `when`: other keys and the values that they must have for this one to be searched.
-    """
-
-    kind: str
-    values: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    quantum: float | None = None
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    def active(self, point: Point) -> bool:
-        """Whether it is searched beside the settings that `point` has so far."""
-        return all(key in point and point[key] in values for key, values in self.when.items())
-
-    def draw(self, rng: random.Random) -> Any:
-        """A random value."""
-        grid = self.grid()
-        if grid is not None:
-            return rng.choice(grid)
-        if self.kind == "loguniform":
-            return math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-        return rng.uniform(self.low, self.high)
-
-    def grid(self) -> tuple[Any, ...] | None:
-        """Every value it can take; None where there is no end of them."""
-        if self.kind == "choice":
-            return self.values
-        if self.kind == "int":
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.quantum or 1)))
-        if self.kind == "uniform" and self.quantum:
-            steps = int((self.high - self.low) / self.quantum + 1e-9)
-            # Rounded, so that 3 x 0.1 is 0.3 as the file would write it.
-            return tuple(round(self.low + k * self.quantum, 12) for k in range(steps + 1))
-        return None
-
-    def takes(self, value: Any) -> bool:
-        """Whether it can have this value."""
-        grid = self.grid()
-        return bool(self.low <= value <= self.high) if grid is None else value in grid
-
-    def extremes(self) -> tuple[Any, ...]:
-        """Values that must be acceptable settings: all where they are few, else the ends."""
-        grid = self.grid()
-        if grid is not None:
-            few = self.kind == "choice" or len(grid) <= _FEW
-            return grid if few else (grid[0], grid[-1])
-        # A fraction in between, so that a real range over a whole-number key is refused.
-        return (float(self.low), float(self.high), self.low + (self.high - self.low) / math.e)
+_LARGEST_GRID = 100_000
+"""Points that are listed one by one; more are drawn from, as from a range of real numbers."""
 
 
 @dataclass(frozen=True)
@@ -151,20 +96,21 @@ class SearchSpace:
         return replace(self, parameters=left)
 
     def grid(self) -> Iterator[Point] | None:
-        """All points, the last key varying fastest; None for a space without end.
+        """All points, the last key varying fastest; None where there is no end of them in sight.
 
         The largest max_steps comes first: the shorter trials are the beginning of its training.
         """
-        axes: dict[str, tuple[Any, ...]] = {}
-        for key, parameter in self.parameters.items():
-            axis = parameter.grid()
-            if axis is None:
-                return None
-            longest_first = key == "training.max_steps"
-            axes[key] = tuple(sorted(axis, reverse=True)) if longest_first else axis
-        return filter(self.allows, self._points({}, list(axes.items())))
+        axes = [(key, parameter.grid()) for key, parameter in self.parameters.items()]
+        if math.prod(math.inf if axis is None else len(axis) for _, axis in axes) > _LARGEST_GRID:
+            return None
+        ordered = [
+            (key, sorted(axis, reverse=True) if key == "training.max_steps" else axis)
+            for key, axis in axes
+            if axis is not None
+        ]
+        return filter(self.allows, self._points({}, ordered))
 
-    def _points(self, point: Point, axes: list[tuple[str, tuple[Any, ...]]]) -> Iterator[Point]:
+    def _points(self, point: Point, axes: list[tuple[str, Sequence[Any]]]) -> Iterator[Point]:
         if not axes:
             yield point
             return
@@ -200,6 +146,11 @@ class SearchSpace:
                     f"search space {self.source}: {key} is a {parameter.kind} range, and a grid "
                     "needs a finite list: use type: choice, or another searcher"
                 )
+        if self.grid() is None:
+            raise UserError(
+                f"search space {self.source}: a grid of {self.size():,} points is more than a "
+                f"sweep can try ({_LARGEST_GRID:,}): use type: choice, or another searcher"
+            )
 
     def check(self, config: Config) -> None:
         """Raise UserError unless `config` accepts every extreme value of every key.
@@ -283,19 +234,6 @@ class SearchSpace:
         return {
             "searcher": self.searcher,
             "num_trials": self.num_trials,
-            "parameters": {key: _described(p) for key, p in self.parameters.items()},
+            "parameters": {key: p.to_dict() for key, p in self.parameters.items()},
             "constraints": [str(constraint) for constraint in self.constraints],
         }
-
-
-def _described(parameter: Parameter) -> dict[str, Any]:
-    described: dict[str, Any] = {"type": parameter.kind}
-    if parameter.kind == "choice":
-        described["values"] = list(parameter.values)
-    else:
-        described |= {"low": parameter.low, "high": parameter.high}
-    if parameter.quantum is not None:
-        described["quantum"] = parameter.quantum
-    if parameter.when:
-        described["when"] = {key: list(values) for key, values in parameter.when.items()}
-    return described

@@ -16,7 +16,8 @@ from sesttune.config.checks import SEARCHERS
 from sesttune.config.load import check_key
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint, parse_constraint
-from sesttune.search.space import TUNABLE, Parameter, SearchSpace
+from sesttune.search.parameter import Parameter
+from sesttune.search.space import TUNABLE, SearchSpace
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 _WHY_NOT = {
@@ -87,7 +88,7 @@ def _find(name: str) -> Path:
         return given
     folders = [Path("search_spaces"), SPACES_FOLDER]
     for folder in folders:
-        path = folder / f"{given.stem}.yaml"
+        path = folder / f"{given.name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
         if given.parent == Path() and path.is_file():
             return path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})

@@ -11,6 +11,8 @@ from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""Of the stores that take runs; MLflow's file store no longer does."""
 
 
 def tracking_uri(config: Config, before: str | None = None) -> str:
@@ -20,11 +22,34 @@ def tracking_uri(config: Config, before: str | None = None) -> str:
     """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
-        return named
+        return _absolute(named)
     if before is not None and not before.startswith("sqlite:"):
         return before
     folder = Path(config.output_dir).expanduser().absolute()
     return f"sqlite:///{folder / DATABASE}"
+
+
+def _absolute(uri: str) -> str:
+    """`sqlite:///mlflow.db` names a file of the working directory, and is delivered to later."""
+    file = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(file).absolute()}" if file != uri and file else uri
+
+
+def check_store(config: Config) -> None:
+    """Raise UserError for a store that no run could be delivered to, and for a password."""
+    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
+        raise UserError(
+            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
+            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    uri = tracking_uri(config)
+    if urlsplit(uri).scheme.partition("+")[0] not in SCHEMES:
+        where = "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI"
+        raise UserError(
+            f"{where}={without_secrets(uri)} is no store that MLflow keeps runs in: write "
+            "http(s)://HOST, sqlite:///FILE or postgresql://HOST/NAME"
+        )
 
 
 def artifact_location(uri: str) -> str | None:

@@ -37,8 +37,8 @@ def predictor(head: STHead, mode: str, accumulate: int) -> Predict:
     """
     if mode in NOT_COMPILED:
         return head.__call__
-    # Else the process keeps what was compiled for its earlier trials, and gives up at the eighth.
     _let_this_thread_record()
+    # Else the process keeps what was compiled for its earlier trials, and gives up at the eighth.
     torch.compiler.reset()
     if accumulate > 1:
         mode = "default"

@@ -48,13 +48,9 @@ def fit(
     torch.manual_seed(seed)
     module = TrialModule(config, STHead(head_config(config, data)), micro.accumulate)
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
-    state, own = _starting_state(config, folder / "checkpoints")
-    if state is not None:
-        source = folder / "checkpoints" / LAST
-        if not own:
-            source = Path(config.model.checkpoint or "").expanduser()
-            _refuse_another_model(state, config, data, source)
-        restore_weights(module, state, source)
+    last = folder / "checkpoints" / LAST
+    own = last.is_file()
+    state = _restored_state(config, data, module, last)
     validate_first = _continue_metrics(folder, state if own else None)
     if own and state is not None:
         progress.load_state_dict(state["progress"])
@@ -102,13 +98,20 @@ def training_workers(config: Config) -> int:
     return min(config.data.kwargs.num_workers, os.cpu_count() or 1)
 
 
-def _starting_state(config: Config, checkpoints: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The state to continue from, and whether it is this folder's own."""
-    if (checkpoints / LAST).is_file():
-        return read_training_state(checkpoints / LAST), True
-    if config.model.checkpoint is not None:
-        return read_training_state(Path(config.model.checkpoint).expanduser()), False
-    return None, False
+def _restored_state(
+    config: Config, data: TrialData, module: TrialModule, last: Path
+) -> dict[str, Any] | None:
+    """The state to continue from, its weights in `module`: the folder's own, else another's."""
+    if last.is_file():
+        source, state = last, read_training_state(last)
+    elif config.model.checkpoint is not None:
+        source = Path(config.model.checkpoint).expanduser()
+        state = read_training_state(source)
+        _refuse_another_model(state, config, data, source)
+    else:
+        return None
+    restore_weights(module, state, source)
+    return state
 
 
 def _refuse_another_model(

@@ -112,6 +112,7 @@ def test_precedence_base_file_overrides(tmp_path: Path) -> None:
         ("training.min_delta=nan", "at least 0, and finite"),
         ("training.weight_decay=inf", "at least 0, and finite"),
         ("training.train_seed=-1", "training.train_seed=-1 must be at least 0"),
+        ("sweep.rungs=[]", "write null for the usual"),
         ("sweep.target_val_loss=nan", "must be a finite number"),
         ("training.lr='${nope}'", "training.lr: .*nope"),
     ],
@@ -120,6 +121,15 @@ def test_bad_overrides_are_one_line_that_names_the_key(override: str, message: s
     with pytest.raises(UserError, match=message) as caught:
         load_config([override])
     assert "\n" not in str(caught.value)
+
+
+def test_text_is_taken_as_it_was_written() -> None:
+    config = load_config(["name=007", "training.precision=32", "data.kwargs.batch_col=1e3"])
+    assert (config.name, config.training.precision) == ("007", "32")
+    assert config.data.kwargs.batch_col == "1e3"
+    assert load_config(["name=null", "sweep.gpus_per_trial=0.5"]).name is None
+    assert load_config(["sweep.gpus_per_trial=0.5"]).sweep.gpus_per_trial == 0.5
+    assert load_config(to_overrides(config)) == config
 
 
 def test_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
+from sesttune.search.rules import trial_count
 from sesttune.search.space_file import SPACES_FOLDER, load_space, parse_space
 
 LR = {"type": "loguniform", "low": 1e-5, "high": 1e-3}
@@ -91,12 +92,25 @@ def test_a_bad_file_is_refused(tmp_path):
         load_space(str(bad))
     with pytest.raises(UserError, match="no such file; give a YAML file or one of .*default"):
         load_space("nowhere")
+    with pytest.raises(UserError, match="no such file"):
+        load_space("demo.v2")
     with pytest.raises(UserError, match="did you mean 'num_trials'"):
         parse({"training.lr": LR}, trials=3)
     with pytest.raises(UserError, match="num_trials=0"):
         parse({"training.lr": LR}, num_trials=0)
     with pytest.raises(UserError, match="searcher 'bayes'"):
         parse({"training.lr": LR}, searcher="bayes")
+
+
+def test_ranges_of_many_whole_numbers_are_drawn_from_and_not_listed():
+    wide = {"type": "int", "low": 1, "high": 10**9}
+    ranges = {"training.warmup_steps": wide, "training.max_steps": wide}
+    space = parse(ranges, constraints=["warmup_steps <= max_steps"])
+    assert space.grid() is None
+    assert trial_count(load_config(), space) == space.num_trials
+    space.check(load_config())
+    with pytest.raises(UserError, match="a grid of 1,000,000,000,000,000,000 points is more than"):
+        parse(ranges, searcher="grid")
 
 
 def test_a_grid_over_a_real_range_is_refused_wherever_the_grid_is_asked_for():

@@ -16,8 +16,15 @@ from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
 
 from sesttune.config.load import load_config
+from sesttune.errors import UserError
 from sesttune.tracking.describe import NOTE_LIMIT, ROWS, describe_run
-from sesttune.tracking.store import problem, tracking_uri, without_secrets
+from sesttune.tracking.store import (
+    artifact_location,
+    check_store,
+    problem,
+    tracking_uri,
+    without_secrets,
+)
 from sesttune.tracking.sync import RunTracker
 from sesttune.training.records import note_facts, trial_folder, update_trial
 
@@ -262,6 +269,21 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tracking_uri(config, "sqlite:////moved/mlflow.db") == tracking_uri(config)
     named = load_config(["tracking.uri=http://other"])
     assert tracking_uri(named) == "http://other"
+    monkeypatch.chdir(tmp_path)  # as a run is delivered to later, from elsewhere
+    here = load_config(["tracking.uri=sqlite:///own.db"])
+    assert tracking_uri(here) == f"sqlite:///{tmp_path}/own.db"
+    assert artifact_location(tracking_uri(here)) == f"file://{tmp_path}/mlartifacts"
+
+
+def test_a_store_that_takes_no_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("http://h", "sqlite:///x.db", "postgresql+psycopg2://h/x"):
+        check_store(load_config([f"tracking.uri={uri}"]))
+    for uri in ("foo", "./mlruns", "nonsense://x", "file:///mlruns"):
+        with pytest.raises(UserError, match=f"tracking.uri={uri} is no store"):
+            check_store(load_config([f"tracking.uri={uri}"]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI=mlruns is no store"):
+        check_store(load_config())
 
 
 def test_secrets_are_not_shown() -> None:
