@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from sesttune.errors import UserError
 from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
 from sesttune.training.records import TrialRecord, read_trial, trial_folder
@@ -25,6 +27,8 @@ _CLOSED = {
     INTERRUPTED: "interrupted: each trial stops at its next validation, nothing of it is lost; "
     "Ctrl-C again stops at once"
 }
+_ASK_S = 10.0
+"""How often Ray is asked whether it lives; it takes about as long to know."""
 
 
 class LedgerSearcher(Searcher):
@@ -83,6 +87,7 @@ class LedgerCallback(Callback):
     ) -> None:
         self._ledger, self._searcher, self._listeners = ledger, searcher, list(listeners)
         self._told = False
+        self._asked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
         self._searcher.free_lost(trials)
@@ -117,6 +122,7 @@ class LedgerCallback(Callback):
         )
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        self._refuse_dead_ray()
         self._ledger.tick()
         for record in self._ledger.take_ended():
             self._tell(partial(_on_end, record=record))
@@ -125,6 +131,17 @@ class LedgerCallback(Callback):
             self._told = True
             self._tell(lambda listener: listener.on_note(_CLOSED.get(why, why)))
         self._tell(lambda listener: listener.on_tick())
+
+    def _refuse_dead_ray(self) -> None:
+        """Ray waits for ever for the trials of a machine whose raylet is gone."""
+        if time.monotonic() - self._asked < _ASK_S:
+            return
+        self._asked = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise UserError(
+                "Ray has died on every machine of the sweep (killed, or out of memory): what was "
+                "validated is safe, continue with --resume"
+            )
 
     def _tell(self, event: Callable[[SweepListener], None]) -> None:
         for listener in list(self._listeners):

@@ -249,6 +249,31 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     assert ("001", 0) not in heard.reports
 
 
+def test_a_sweep_whose_ray_has_died_ends_in_one_line(tiny, tmp_path):
+    from sesttune.config.load import to_yaml
+
+    config, manifest = tiny
+    config = with_point(config, {"training.max_steps": 10**6, "training.early_stopping": False})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    space = "parameters:\n  training.lr: {type: choice, values: [1e-4]}\n"
+    (tmp_path / "space.yaml").write_text(space)
+    run = tmp_path / "run"
+    arguments = [tmp_path / "config.yaml", run, tmp_path / "space.yaml", manifest]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_for(lambda: len(read_metrics(run / "trials" / "001")) > 10)
+        subprocess.run(["pkill", "-KILL", "-P", str(driver.pid), "raylet"], check=True)
+        error = driver.communicate(timeout=120)[1]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 1
+    assert "UserError: Ray has died on every machine of the sweep" in error
+    assert [record.status for record in list_trials(run)] == ["running"]  # --resume goes on
+
+
 def test_finalists_are_repeated_the_winner_is_extended_and_shorter_trials_cost_nothing(
     tiny, ray, tmp_path
 ):
