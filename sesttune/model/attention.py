@@ -1,5 +1,8 @@
 """Attention without mask or gradient, as the frozen encoder needs it."""
 
+from functools import cache
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,10 +18,21 @@ _MANY_TOKENS = 1_000
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(d)) v [cells, tokens, heads * d]; all are [cells, heads, tokens, d]."""
     if q.device.type == "cpu":
-        if q.dtype == torch.float32 and q.shape[2] > _MANY_TOKENS and onednn_is_faster(q.dtype):
+        if q.dtype == torch.float32 and q.shape[2] > _MANY_TOKENS and _products_by_onednn():
             return _attend_by_onednn(q, k, v)
         k, v = k.contiguous(), v.contiguous()  # read once for every 256 queries
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+@cache
+def _products_by_onednn() -> bool:
+    """Whether PyTorch's own attention would leave AVX-512 unused: its MKL has it for Intel's alone.
+
+    Where MKL uses it too, PyTorch's attention is 1.4 times as fast.
+    """
+    cpus = Path("/proc/cpuinfo")
+    on_amd = cpus.exists() and "AuthenticAMD" in cpus.read_text()
+    return on_amd and onednn_is_faster(torch.float32)
 
 
 def _attend_by_onednn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ needs_onednn = pytest.mark.skipif(
 def test_attention_equals_the_formula(
     tokens: int, faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "onednn_is_faster", lambda dtype: faster)
+    monkeypatch.setattr(attention, "_products_by_onednn", lambda: faster)
     projected = torch.randn(2, tokens, 3, 4, 16, generator=torch.Generator().manual_seed(0))
     q, k, v = (2 * projected).permute(2, 0, 3, 1, 4)  # scores far apart
     scores = q.double() @ k.double().mT / 4
