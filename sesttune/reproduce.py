@@ -114,6 +114,8 @@ def _check_encoder(about: Mapping[str, Any], now: Mapping[str, str]) -> None:
             f"the encoder is not that of then: {now['path']} has sha256 {now['sha256'][:12]}, "
             f"then {then['sha256'][:12]} ({then['path']})"
         )
+    if "values" in then and now["values"] != then["values"]:
+        raise UserError(f"{now['path']} of the files does not hold the values of then")
 
 
 def _check_features(model: Path, manifest: Path, config: "Config") -> None:

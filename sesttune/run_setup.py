@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sesttune.atomic import write_text
-from sesttune.config.load import from_dict, to_dict, to_yaml
+from sesttune.config.load import from_dict, to_dict, to_yaml, with_point
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError
@@ -26,6 +26,7 @@ from sesttune.progress_bars import progress_bars
 
 if TYPE_CHECKING:
     from sesttune.data.trial_data import TrialData
+    from sesttune.search.space import SearchSpace
 
 SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
 
@@ -53,7 +54,7 @@ def run_folder(config: Config) -> Path:
 
 def prepare_run(
     config: Config,
-    space: Mapping[str, Any] | None,
+    space: "SearchSpace | None",
     console: Console,
     runner: Runner = encode_here,
 ) -> Run:
@@ -67,19 +68,43 @@ def prepare_run(
     there = next(parent for parent in folder.parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"output_dir={config.output_dir}: {there} cannot be written to")
+    config, start = _starting_state(config, space)
     console.print(to_yaml(config), highlight=False, style="dim")
     manifest, about = _prepare_data(config, console, runner)
+    if start is not None:
+        from sesttune.data.trial_data import TrialData
+        from sesttune.training.starting_point import refuse_other_data
+
+        refuse_other_data(start, config, TrialData.open(manifest))
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(
             f"output_dir={config.output_dir}: cannot create {folder}: {error}"
         ) from None
-    write_settings(folder, config, space)
+    listed = space.to_dict() if space is not None else None
+    write_settings(folder, config, listed)
     # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
     about = {"id": uuid.uuid4().hex, "manifest": str(manifest), **about}
     write_text(folder / DATA, json.dumps(about, indent=2))
-    return Run(folder, config, manifest, dict(space) if space is not None else None)
+    return Run(folder, config, manifest, listed)
+
+
+def _starting_state(
+    config: Config, space: "SearchSpace | None"
+) -> tuple[Config, dict[str, Any] | None]:
+    """What trials go on from, if anything, checked as far as it can be without the data.
+
+    The settings name it by its whole path: workers and `--resume` may be in another folder.
+    """
+    if config.model.checkpoint is None:
+        return config, None
+    from sesttune.training.starting_point import starting_state
+
+    path = Path(config.model.checkpoint).expanduser().absolute()
+    config = with_point(config, {"model.checkpoint": str(path)})
+    steps = space.shortest(config) if space is not None else config.training.max_steps
+    return config, starting_state(with_point(config, {"training.max_steps": steps}))
 
 
 def open_run(output_dir: str, name: str) -> Run:
@@ -112,22 +137,26 @@ def run_names(output_dir: str) -> list[str]:
 def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:
     """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
     manifest, about = _prepare_data(run.config, console, runner)
-    _refuse_changed(run, about["fingerprint"])
+    _refuse_changed(run, about)
     return Run(run.folder, run.config, manifest, run.space)
 
 
 def run_data(run: Run, console: Console) -> "TrialData":
     """The data of a run; raises UserError where they are no longer what it was trained on."""
+    from sesttune.data.identity import identity
+
     data = prepared_data(run.config, console)
-    _refuse_changed(run, data.fingerprint)
+    _refuse_changed(run, identity(data))
     return data
 
 
-def _refuse_changed(run: Run, fingerprint: str) -> None:
-    before = json.loads((run.folder / DATA).read_text())
-    if fingerprint != before["fingerprint"]:
+def _refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
+    from sesttune.data.identity import changed
+
+    parts = changed(json.loads((run.folder / DATA).read_text()), now)
+    if parts:
         raise UserError(
-            f"the data of {run.folder.name} have changed since it was started: its results would "
+            f"the {parts[0]} have changed since {run.folder.name} was started: its results would "
             "not be comparable; start a new sweep"
         )
 
@@ -156,11 +185,11 @@ def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Pat
     data = prepared_data(config, console, runner)
     for note in data.notes:
         console.print(f"  {note}", highlight=False)
+    from sesttune.data.identity import identity
     from sesttune.evaluation.baselines import baselines
 
     about = {
-        "fingerprint": data.fingerprint,
-        "encoder": dict(data.encoder),
+        **identity(data),
         "notes": data.notes,
         "dims": {"embed": data.embed_dim, "pert": data.pert_dim, "genes": data.n_genes},
         "baselines": baselines(config, data),

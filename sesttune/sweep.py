@@ -73,7 +73,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     space.check(config)
     if config.sweep.warm_start is not None:
         check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
-    sweep = prepare_run(config, space.to_dict(), console, shard_runner(config))
+    sweep = prepare_run(config, space, console, shard_runner(config))
     try:
         sweep, plan = plan_run(sweep, space, console)
     except BaseException:

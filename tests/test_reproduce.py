@@ -100,6 +100,7 @@ def changed(folder: Path, tmp_path: Path) -> Path:
     [
         ("cells", "the data are not those it was trained on: fingerprint"),
         ("features", "the vector of 'P3' is not that of then"),
+        ("embeddings", "of the files does not hold the values of then"),
     ],
 )
 def test_other_data_are_refused_in_one_line_and_nothing_is_left(
@@ -108,6 +109,10 @@ def test_other_data_are_refused_in_one_line_and_nothing_is_left(
     if change == "cells":
         cells = anndata.read_h5ad(changed / "alpha.h5ad")
         cells.X[50, 0] += 1
+        cells.write_h5ad(changed / "alpha.h5ad")
+    elif change == "embeddings":
+        cells = anndata.read_h5ad(changed / "alpha.h5ad")
+        cells.obsm[EMBED_KEY] = cells.obsm[EMBED_KEY] * 2
         cells.write_h5ad(changed / "alpha.h5ad")
     else:
         vectors = torch.load(changed / "features.pt", weights_only=True)

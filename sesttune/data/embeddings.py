@@ -10,13 +10,14 @@ store's matrix is put together from them. So an added dataset costs its new cell
 only, and a killed sweep loses no finished shard.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
+from sesttune.cached_folder import Progress, cached_folder, digest, is_intact, no_progress
 from sesttune.data.growing_array import ArrayFile
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.shards import Controls, Encoder, Runner, encode_here, plan_shards
@@ -41,6 +42,7 @@ class ControlEmbeddings:
         self.gene_reports: dict[str, str] = about.pop("genes", {})
         """How the genes of each file matched the encoder's, one line each."""
         self.encoder: dict[str, str] = about
+        """Its `path`, `sha256`, `label`, `key`; of embeddings in the files their `values` too."""
         self.row_of_cell = np.full(store.n_cells, -1, np.int64)
         controls = np.flatnonzero(store.is_control)
         self.row_of_cell[controls] = np.arange(len(controls))
@@ -79,7 +81,9 @@ def build_control_embeddings(
 
     # Another threshold asks again whether the genes match, and finds the shards.
     key = digest(store.key, encoder.key, encoder.min_matched)
-    return ControlEmbeddings(cached_folder(cache_dir / "embeddings" / key, build), store)
+    # By its sums, which costs a sweep a second at most: trials open what was checked here.
+    folder = cached_folder(cache_dir / "embeddings" / key, build, is_intact)
+    return ControlEmbeddings(folder, store)
 
 
 def control_embeddings_from_obsm(store: CellStore, key: str, cache_dir: Path) -> ControlEmbeddings:
@@ -91,6 +95,7 @@ def control_embeddings_from_obsm(store: CellStore, key: str, cache_dir: Path) ->
     folder = cached_folder(
         cache_dir / "embeddings" / digest(store.key, "obsm", key),
         lambda draft: _copy_obsm(draft, store, key),
+        is_intact,
     )
     return ControlEmbeddings(folder, store)
 
@@ -113,9 +118,16 @@ def _copy_obsm(folder: Path, store: CellStore, key: str) -> None:
             raise UserError(f"{path}: obsm['{key}'] holds NaN or infinity in control cells")
         _check_lengths(picked, key, path)
         parts.append(picked)
-    np.save(folder / "embeddings.npy", np.concatenate(parts))
-    identity = {"path": f"obsm['{key}']", "sha256": "", "label": f"obsm['{key}'] of the files"}
-    (folder / "encoder.json").write_text(json.dumps({**identity, "key": f"obsm:{key}"}))
+    matrix = np.concatenate(parts)
+    np.save(folder / "embeddings.npy", matrix)
+    about = {
+        "path": f"obsm['{key}']",
+        "sha256": "",
+        "label": f"obsm['{key}'] of the files",
+        "key": f"obsm:{key}",
+        "values": hashlib.sha256(matrix.tobytes()).hexdigest(),
+    }
+    (folder / "encoder.json").write_text(json.dumps(about))
 
 
 def _check_lengths(picked: np.ndarray, key: str, path: Path) -> None:

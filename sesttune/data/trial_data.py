@@ -55,6 +55,7 @@ class TrialData:
         self.features = np.load(manifest.parent / "features.npy", mmap_mode="r")
         self.notes: list[str] = about["notes"]
         self.fingerprint: str = about["fingerprint"]
+        self.features_sha256: str = about["features"]
         self.encoder = self.controls.encoder
         self._splits = {(d, c, p): split for d, c, p, split in about["splits"]}
 
@@ -69,6 +70,11 @@ class TrialData:
     @property
     def n_genes(self) -> int:
         return self.store.n_genes
+
+    @property
+    def genes_key(self) -> str:
+        """Equal where the genes and their order are."""
+        return digest(self.store.genes)
 
     @property
     def pert_dim(self) -> int:
@@ -165,14 +171,14 @@ def prepare(
         "splits": listed,
         "notes": notes,
         "fingerprint": digest(store.fingerprint, listed),
+        "features": hashlib.sha256(matrix.tobytes()).hexdigest(),
     }
-    key = digest(about, hashlib.sha256(matrix.tobytes()).hexdigest())
 
     def write(draft: Path) -> None:
         np.save(draft / "features.npy", matrix)
         (draft / "manifest.json").write_text(json.dumps(about))
 
-    return cached_folder(cache / "prepared" / key, write) / "manifest.json"
+    return cached_folder(cache / "prepared" / digest(about), write) / "manifest.json"
 
 
 def _conditions_of(store: CellStore) -> list[tuple[str, str, str]]:

@@ -50,6 +50,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_state(head: STHead, state: dict[str, torch.Tensor], path: Path) -> None:
     """Put weights into `head`; raises UserError naming the first that does not fit."""
+    check_shapes(head, state, path)
+    head.load_state_dict(state)
+
+
+def check_shapes(head: STHead, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise UserError, naming the first tensor that does not fit, unless `state` is of `head`."""
     expected = head.state_dict()
     more = sorted(state.keys() - expected.keys())
     if more:
@@ -62,7 +68,6 @@ def load_state(head: STHead, state: dict[str, torch.Tensor], path: Path) -> None
                 f"checkpoint {path}: {name} has shape {tuple(state[name].shape)}, this "
                 f"configuration needs {tuple(tensor.shape)}"
             )
-    head.load_state_dict({name: state[name] for name in expected})
 
 
 def export_head(folder: Path, head: STHead, about: dict[str, Any]) -> dict[str, Any]:

@@ -155,9 +155,16 @@ class SearchSpace:
     def check(self, config: Config) -> None:
         """Raise UserError unless `config` accepts every extreme value of every key.
 
-        Also where the constraints leave no point.
+        Also where the constraints leave no point, and where a head that is there already is to
+        have several sizes.
         """
         around = self.on(config)
+        for key in (*SIZES, HEADS):
+            if key in self.parameters and config.model.checkpoint is not None:
+                raise UserError(
+                    f"search space {self.source}: {key} cannot be searched with model.checkpoint, "
+                    f"which has one: set it on the command line"
+                )
         for key, parameter in self.parameters.items():
             for value in parameter.extremes():
                 point = {**self._first(key), key: value}
@@ -223,11 +230,16 @@ class SearchSpace:
 
     def longest(self, config: Config) -> int:
         """The largest max_steps a trial can have."""
+        return max(self._budgets(config))
+
+    def shortest(self, config: Config) -> int:
+        """The smallest max_steps a trial can have."""
+        return min(self._budgets(config))
+
+    def _budgets(self, config: Config) -> list[int]:
         parameter = self.parameters.get("training.max_steps")
-        if parameter is None:
-            return config.training.max_steps
-        least = config.training.max_steps if parameter.when else 0
-        return max(least, int(max(parameter.extremes())))
+        own = [config.training.max_steps] if parameter is None or parameter.when else []
+        return own + [int(steps) for steps in (parameter.extremes() if parameter else ())]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the YAML file, for the record; `space_file.parse_space` reads it back."""

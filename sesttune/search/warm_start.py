@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from sesttune.config.load import from_dict, with_point
 from sesttune.config.schema import Config
+from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
 from sesttune.search.recorded import read_schedule
 from sesttune.search.schedule import observed
@@ -35,6 +36,8 @@ _OTHER_STOP = {
     "profile",
 }
 """Settings of a training that do not change its weights at a given step."""
+_PLACES = ("se_model_path", "se_checkpoint_path")
+"""Where the encoder lies; which one it is, the data say."""
 
 
 def read_earlier(
@@ -50,7 +53,7 @@ def read_earlier(
         return [], []
     source = folder.parent / name
     then = check_earlier(source, config)
-    _check_data(source, folder)
+    other_inputs = _changed_data(source, folder)
     trainings, learnt = [], []
     for record in list_trials(source):
         lines = record.metrics()
@@ -64,7 +67,7 @@ def read_earlier(
         if space.holds(point):
             learnt.append(observed(trial))
         same = _training(with_point(config, point)) == _training(effective)
-        if same and (record.checkpoints / LAST).exists():
+        if same and not other_inputs and (record.checkpoints / LAST).exists():
             trainings.append(trial)
     return trainings, learnt
 
@@ -93,16 +96,16 @@ def other_loss(first: Config, second: Config) -> str | None:
     return next((key for key in _SAME_LOSS if _value(first, key) != _value(second, key)), None)
 
 
-def _check_data(source: Path, folder: Path) -> None:
-    prints = []
-    for sweep in (source, folder):
-        about = sweep / "data.json"
-        prints.append(json.loads(about.read_text())["fingerprint"] if about.exists() else None)
-    if prints[0] != prints[1]:
+def _changed_data(source: Path, folder: Path) -> list[str]:
+    """In what the data of two sweeps differ; raises UserError where it is the cells."""
+    abouts = [json.loads((sweep / "data.json").read_text()) for sweep in (source, folder)]
+    parts = changed(*abouts)
+    if CELLS in parts:
         raise UserError(
             f"sweep.warm_start={source.name}: it was run on other data, so their losses are not "
             "comparable; leave it out"
         )
+    return parts
 
 
 def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: int) -> TrialState:
@@ -116,7 +119,8 @@ def _training(config: Config) -> dict[str, Any]:
     training = {k: v for k, v in plain["training"].items() if k not in _OTHER_STOP}
     if config.training.lr_schedule != "constant":
         training["max_steps"] = config.training.max_steps
-    return {"training": training, "model": plain["model"]}
+    kwargs = {k: v for k, v in plain["model"]["kwargs"].items() if k not in _PLACES}
+    return {"training": training, "model": {**plain["model"], "kwargs": kwargs}}
 
 
 def _point(space: SearchSpace, config: Config) -> dict[str, Any]:

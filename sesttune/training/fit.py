@@ -11,7 +11,6 @@ from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import Reader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
-from sesttune.errors import UserError
 from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import Report, TrialCallback
 from sesttune.training.micro_batch import MicroBatch
@@ -20,6 +19,7 @@ from sesttune.training.profiling import StepProfiler
 from sesttune.training.progress import Progress
 from sesttune.training.records import LAST, append_metrics, cut_metrics
 from sesttune.training.saving import Saver, read_training_state, restore_weights
+from sesttune.training.starting_point import refuse_other_data, starting_state
 from sesttune.training.trainer import make_trainer
 from sesttune.training.validation import Validation
 
@@ -50,16 +50,15 @@ def fit(
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
     last = folder / "checkpoints" / LAST
     own = last.is_file()
-    state = _restored_state(config, data, module, last)
+    state = read_training_state(last) if own else starting_state(config)
+    if state is not None:
+        if not own:
+            refuse_other_data(state, config, data)
+        restore_weights(module, state, last if own else Path(str(config.model.checkpoint)))
     validate_first = _continue_metrics(folder, state if own else None)
     if own and state is not None:
         progress.load_state_dict(state["progress"])
     first_step = int(state["step"]) if state else 0
-    if not own and first_step >= training.max_steps:
-        raise UserError(
-            f"model.checkpoint is at step {first_step} already: training.max_steps="
-            f"{training.max_steps} must be larger"
-        )
     sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, seed)
     sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
     saver = Saver(folder / "checkpoints", config, data, module, progress)
@@ -96,40 +95,6 @@ def fit(
 def training_workers(config: Config) -> int:
     """Reader threads: as configured, but no more than the machine has cores."""
     return min(config.data.kwargs.num_workers, os.cpu_count() or 1)
-
-
-def _restored_state(
-    config: Config, data: TrialData, module: TrialModule, last: Path
-) -> dict[str, Any] | None:
-    """The state to continue from, its weights in `module`: the folder's own, else another's."""
-    if last.is_file():
-        source, state = last, read_training_state(last)
-    elif config.model.checkpoint is not None:
-        source = Path(config.model.checkpoint).expanduser()
-        state = read_training_state(source)
-        _refuse_another_model(state, config, data, source)
-    else:
-        return None
-    restore_weights(module, state, source)
-    return state
-
-
-def _refuse_another_model(
-    state: dict[str, Any], config: Config, data: TrialData, source: Path
-) -> None:
-    """What weights of the same shapes do not tell: their heads, and what they were shown."""
-    heads = state["config"]["model"]["kwargs"]["n_heads"]
-    if heads != config.model.kwargs.n_heads:
-        raise UserError(
-            f"model.checkpoint: {source} has n_heads={heads}; set model.kwargs.n_heads={heads}"
-        )
-    encoder = state["encoder"]
-    if encoder["sha256"] != data.encoder["sha256"]:
-        raise UserError(
-            f"model.checkpoint: {source} was trained on embeddings of {encoder['label']} "
-            f"({encoder['sha256'][:12]}), these are of {data.encoder['label']} "
-            f"({data.encoder['sha256'][:12]})"
-        )
 
 
 def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:

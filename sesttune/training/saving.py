@@ -39,7 +39,11 @@ class Saver:
     ) -> None:
         self.folder = folder
         self._budget = config.training.checkpoint_budget_gb * GB
-        self._about = {"config": to_dict(config), "encoder": dict(data.encoder)}
+        self._about = {
+            "config": to_dict(config),
+            "encoder": dict(data.encoder),
+            "genes": data.genes_key,
+        }
         self._module, self._progress = module, progress
         self._thread = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None

@@ -138,6 +138,19 @@ class Overlapping(MeanEncoder):
         return super().encode(x, match)
 
 
+def test_a_damaged_matrix_is_noticed_and_put_together_again(tiny: TinyData) -> None:
+    data, _ = encoded(tiny)
+    values = np.array(data.controls.matrix)
+    file = data.controls.folder / "embeddings.npy"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 0xFF
+    file.write_bytes(content)
+    assert not np.array_equal(np.load(file), values)
+    again, count = encoded(tiny)
+    assert count == 0, "of shards that are there"
+    assert np.array_equal(again.controls.matrix, values)
+
+
 def test_shards_are_read_and_written_while_others_are_encoded(
     tiny: TinyData, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from sesttune.search.space_file import parse_space
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import list_trials, read_metrics
 
+DATA = {"fingerprint": "f", "features": "v", "encoder": {"sha256": "e"}}
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -44,7 +46,7 @@ def space(searcher, *rates):
 
 def begin(folder, config):
     folder.mkdir(parents=True)
-    (folder / "data.json").write_text(json.dumps({"fingerprint": "f"}))
+    (folder / "data.json").write_text(json.dumps(DATA))
     settings = {"config": to_dict(config), "space": None}
     (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     return folder
@@ -116,7 +118,7 @@ def test_results_that_cannot_be_compared_are_refused(tiny, tmp_path):
 
     refused(sweep__warm_start="frist", match="no such sweep in .*; there are: first, second")
     refused(model__kwargs__loss="mse", match="run with model.kwargs.loss=energy")
-    (folder / "data.json").write_text(json.dumps({"fingerprint": "other"}))
+    (folder / "data.json").write_text(json.dumps({**DATA, "fingerprint": "other"}))
     refused(match="it was run on other data")
 
 
@@ -129,6 +131,23 @@ def test_another_setting_is_learnt_from_but_not_continued(tiny, tmp_path):
     folder = begin(tmp_path / "later", config)
     trainings, learnt = read_earlier(folder, with_point(config, changed), space("tpe"))
     assert (len(trainings), len(learnt)) == (0, 1)
+
+
+def test_other_inputs_are_learnt_from_but_not_continued_and_another_path_is_no_other_input(
+    tiny, tmp_path
+):
+    run_quick(tmp_path / "quick", tiny)
+    moved = {"sweep.warm_start": "quick", "model.kwargs.se_model_path": "elsewhere"}
+    later = with_point(tiny[0], moved)
+    folder = begin(tmp_path / "later", later)
+    for change, continued in (
+        ({}, 3),
+        ({"features": "w"}, 0),
+        ({"encoder": {"sha256": "d"}}, 0),
+    ):
+        (folder / "data.json").write_text(json.dumps(DATA | change))
+        trainings, learnt = read_earlier(folder, later, space("tpe"))
+        assert (len(trainings), len(learnt)) == (continued, 3)
 
 
 def test_a_training_that_an_earlier_sweep_had_completed_is_this_ones_own_and_may_be_extended(

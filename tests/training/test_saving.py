@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from sesttune.config.load import load_config
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import TrialData, prepare
-from sesttune.model.head_checkpoint import read_checkpoint
+from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
 from sesttune.model.st_head import HeadConfig, STHead
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
@@ -19,6 +21,11 @@ from sesttune.training.trial import run_trial
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def ready(tiny: TinyData, **more: object) -> tuple[Config, Path]:
+    config = load_config(base=tiny.settings(**more))
+    return config, prepare(config, MeanEncoder)
 
 
 def names(folder: Path) -> set[str]:
@@ -131,3 +138,49 @@ def test_the_average_is_the_mean_that_its_formula_says(tiny: TinyData) -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * module.head.project_out[0].bias.detach()
     assert torch.allclose(module.average.project_out[0].bias, expected, rtol=1e-5)
+
+
+def test_drafts_of_a_killed_process_go_and_are_never_counted(
+    tiny: TinyData, tmp_path: Path
+) -> None:
+    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".77.last.ckpt").write_bytes(b"half of one")
+    run_trial(config, manifest, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "step=10.ckpt",
+        "step=20.ckpt",
+    ]
+
+
+def test_checkpoints_are_copied_where_there_are_no_links(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
+    run_trial(config, manifest, tmp_path)
+    kept = read_checkpoint(tmp_path / "checkpoints" / "step=10.ckpt")
+    assert kept["step"] == 10
+
+
+def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    save_checkpoint(path, {"step": 1})
+    before = path.read_bytes()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+    limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    script = limit + (
+        "import sys, torch; from pathlib import Path;"
+        "from sesttune.model.head_checkpoint import save_checkpoint;"
+        "save_checkpoint(Path(sys.argv[1]), {'w': torch.zeros(100_000)})"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True)
+    assert done.returncode != 0
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]

@@ -13,8 +13,7 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from sesttune.config.load import load_config
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import prepare
-from sesttune.errors import UserError
-from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
+from sesttune.model.head_checkpoint import read_checkpoint
 from sesttune.training.callbacks import TrialCallback
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.schedule import learning_rate
@@ -289,128 +288,6 @@ def test_a_slurm_job_changes_nothing(
         for name in ("plain", "slurm")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_what_differs(
-    tiny: TinyData, tmp_path: Path
-) -> None:
-    config, manifest = ready(tiny)
-    run_trial(config, manifest, tmp_path / "first")
-    start = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    more = {"model.checkpoint": str(start), "training.max_steps": 40}
-    heads = config.model.kwargs.n_heads
-    other, _ = ready(tiny, **more, **{"model.kwargs.n_heads": heads * 2})
-    with pytest.raises(UserError, match=f"last.ckpt has n_heads={heads}; set"):
-        run_trial(other, manifest, tmp_path / "other")
-    state = read_checkpoint(start)
-    state["encoder"]["sha256"] = "e" * 64
-    save_checkpoint(start, {k: v for k, v in state.items() if k != "format"})
-    again, _ = ready(tiny, **more)
-    with pytest.raises(UserError, match="was trained on embeddings of .*eeeeeeeeeeee"):
-        run_trial(again, manifest, tmp_path / "again")
-
-
-def test_drafts_of_a_killed_process_go_and_are_never_counted(
-    tiny: TinyData, tmp_path: Path
-) -> None:
-    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / ".77.last.ckpt").write_bytes(b"half of one")
-    run_trial(config, manifest, tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "best.ckpt",
-        "last.ckpt",
-        "step=10.ckpt",
-        "step=20.ckpt",
-    ]
-
-
-def test_checkpoints_are_copied_where_there_are_no_links(
-    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*names: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("os.link", refuse)
-    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
-    run_trial(config, manifest, tmp_path)
-    kept = read_checkpoint(tmp_path / "checkpoints" / "step=10.ckpt")
-    assert kept["step"] == 10
-
-
-def test_model_checkpoint_continues_step_sampler_and_optimizer(
-    tiny: TinyData, tmp_path: Path
-) -> None:
-    config, manifest = ready(tiny, **{"training.ckpt_every_n_steps": 10})
-    run_trial(config, manifest, tmp_path / "long")
-    short, _ = ready(tiny, **{"training.ckpt_every_n_steps": 10, "training.max_steps": 10})
-    run_trial(short, manifest, tmp_path / "short")
-    start = str(tmp_path / "short" / "checkpoints" / "step=10.ckpt")
-    more, _ = ready(tiny, **{"training.ckpt_every_n_steps": 10, "model.checkpoint": start})
-    run_trial(more, manifest, tmp_path / "more")
-    assert steps(tmp_path / "more") == [10, 15, 20]
-    one, two = (
-        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("long", "more")
-    )
-    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
-    with pytest.raises(UserError, match="is at step 10 already: training.max_steps=10 must be"):
-        run_trial(
-            load_config(
-                base=tiny.settings(**{"training.max_steps": 10, "model.checkpoint": start})
-            ),
-            manifest,
-            tmp_path / "x",
-        )
-
-
-def test_the_learning_rate_of_a_continued_training_is_the_new_one(
-    tiny: TinyData, tmp_path: Path
-) -> None:
-    config, manifest = ready(tiny, **{"training.max_steps": 10})
-    run_trial(config, manifest, tmp_path / "a")
-    start = str(tmp_path / "a" / "checkpoints" / "last.ckpt")
-    slower, _ = ready(tiny, **{"model.checkpoint": start, "training.lr": 1e-5})
-    run_trial(slower, manifest, tmp_path / "b")
-    assert [line["lr"] for line in read_metrics(tmp_path / "b")] == [1e-5] * 3
-
-
-def test_checkpoints_that_cannot_be_continued_are_refused(tiny: TinyData, tmp_path: Path) -> None:
-    config, manifest = ready(tiny)
-    run_trial(config, manifest, tmp_path / "a")
-    checkpoints = tmp_path / "a" / "checkpoints"
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes((checkpoints / "last.ckpt").read_bytes()[:5000])
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {}}, foreign)
-    wide = {"model.kwargs.hidden_dim": 32, "training.max_steps": 30}
-    for path, more, message in (
-        (checkpoints / "best.ckpt", {}, "holds weights alone; continue from last.ckpt"),
-        (cut, {}, "truncated"),
-        (foreign, {}, "is not a sesttune head checkpoint"),
-        (tmp_path / "gone.ckpt", {}, "does not exist"),
-        (checkpoints / "last.ckpt", wide, r"pert_encoder.0.weight has shape \(16, 8\)"),
-    ):
-        broken, _ = ready(tiny, **{"model.checkpoint": str(path), **more})
-        with pytest.raises(UserError, match=message):
-            run_trial(broken, manifest, tmp_path / "b")
-
-
-def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "x.ckpt"
-    save_checkpoint(path, {"step": 1})
-    before = path.read_bytes()
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-    limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    script = limit + (
-        "import sys, torch; from pathlib import Path;"
-        "from sesttune.model.head_checkpoint import save_checkpoint;"
-        "save_checkpoint(Path(sys.argv[1]), {'w': torch.zeros(100_000)})"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True)
-    assert done.returncode != 0
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
 
 
 def test_accumulation_gives_the_same_steps_as_a_larger_batch(

@@ -1,0 +1,36 @@
+"""What a head was trained on, in a few digests, so that it can be asked for again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sesttune.data.trial_data import TrialData
+
+CELLS, FEATURES, EMBEDDINGS = (
+    "cells or the splits",
+    "vectors of the perturbations",
+    "embeddings of the controls (another encoder)",
+)
+
+
+def identity(data: TrialData) -> dict[str, Any]:
+    """Digests of the cells with their splits, of the features, and of the encoder."""
+    return {
+        "fingerprint": data.fingerprint,
+        "features": data.features_sha256,
+        "encoder": dict(data.encoder),
+    }
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The parts in which two identities differ, in words; what one does not say is no difference.
+
+    Embeddings are known by their encoder, for another GPU gives other last digits; those taken
+    from the files, which name none, by their values.
+    """
+    one, two = then["encoder"], now["encoder"]
+    parts = {
+        CELLS: [(then["fingerprint"], now["fingerprint"])],
+        FEATURES: [(then.get("features"), now.get("features"))],
+        EMBEDDINGS: [(one["sha256"], two["sha256"]), (one.get("values"), two.get("values"))],
+    }
+    return [part for part, pairs in parts.items() if any(a != b for a, b in pairs if a and b)]

@@ -1,0 +1,107 @@
+"""What is refused before a run folder appears, and when a run is gone on with."""
+
+from pathlib import Path
+
+import anndata
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from helpers.trained_runs import EMBED_KEY, write_embedded
+
+from sesttune import sweep, train
+from sesttune.command import Main, run
+from sesttune.run_setup import open_run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """Data with a training of 20 steps, `outputs/first`."""
+    tiny = write_embedded(tmp_path_factory.mktemp("setup"))
+    assert run(train.main, arguments(tiny, name="first")) == 0
+    return tiny
+
+
+def arguments(tiny: TinyData, **more: object) -> list[str]:
+    outputs = {"output_dir": str(tiny.folder / "outputs"), "data.kwargs.embed_key": EMBED_KEY}
+    settings = tiny.settings(**{**outputs, **more})
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def first_state(tiny: TinyData) -> Path:
+    return tiny.folder / "outputs" / "first" / "trials" / "001" / "checkpoints" / "last.ckpt"
+
+
+def refused(main: Main, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run(main, words) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("main", [train.main, sweep.main])
+def test_a_starting_point_is_refused_before_the_data_are_read(
+    tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("parameters: {training.max_steps: {type: choice, values: [20, 40]}}\n")
+    folders = {"output_dir": tmp_path / "outputs", "data.cache_dir": tmp_path / "cache"}
+    start = {"model.checkpoint": first_state(tiny), **folders, "name": "more"}
+    words = arguments(tiny, **start)
+    if main is sweep.main:  # the smallest that is searched counts
+        words = [w for w in words if not w.startswith("training.max_steps")]
+        words += ["--space", str(space)]
+    assert "is at step 20 already: training.max_steps=20" in refused(main, words, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+def test_a_starting_point_of_other_genes_leaves_no_run(
+    tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genes = list(anndata.read_h5ad(tiny.files["alpha"]).var_names)
+    (tmp_path / "genes.txt").write_text("\n".join(reversed(genes)))
+    start = {"model.checkpoint": first_state(tiny), "name": "more", "training.max_steps": 40}
+    words = arguments(tiny, **start, **{"data.kwargs.gene_list": tmp_path / "genes.txt"})
+    assert "was trained on other genes than these 60, or" in refused(train.main, words, capsys)
+    assert not (tiny.folder / "outputs" / "more").exists()
+
+
+def test_sizes_of_a_head_that_is_there_are_not_searched(
+    tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("parameters: {model.kwargs.n_layers: {type: int, low: 1, high: 3}}\n")
+    words = [w for w in arguments(tiny, name="more") if "n_layers" not in w]
+    words += [f"model.checkpoint={first_state(tiny)}", "--space", str(space)]
+    assert "model.kwargs.n_layers cannot be searched with model.checkpoint" in refused(
+        sweep.main, words, capsys
+    )
+
+
+def test_a_starting_point_is_kept_by_its_whole_path(
+    tiny: TinyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(first_state(tiny).parent)
+    more = {"model.checkpoint": "last.ckpt", "name": "longer", "training.max_steps": 25}
+    assert run(train.main, arguments(tiny, **more)) == 0
+    kept = open_run(str(tiny.folder / "outputs"), "longer").config.model.checkpoint
+    assert kept == str(first_state(tiny))
+
+
+def test_a_run_does_not_go_on_with_other_inputs(
+    tiny: TinyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["--resume", "first", f"output_dir={tiny.folder / 'outputs'}"]
+    assert run(train.main, again) == 0
+    vectors = torch.load(tiny.features, weights_only=True)
+    torch.save({name: vector + 1 for name, vector in vectors.items()}, tiny.features)
+    told = refused(train.main, again, capsys)
+    assert "the vectors of the perturbations have changed since first was started" in told
+    torch.save(vectors, tiny.features)
+    cells = anndata.read_h5ad(tiny.files["alpha"])
+    cells.obsm[EMBED_KEY] = cells.obsm[EMBED_KEY] * 2
+    cells.write_h5ad(tiny.files["alpha"])
+    assert "the embeddings of the controls" in refused(train.main, again, capsys)
+    cells.obsm[EMBED_KEY] = cells.obsm[EMBED_KEY] / 2
+    cells.X[0, 0] += 1
+    cells.write_h5ad(tiny.files["alpha"])
+    assert "the cells or the splits have changed" in refused(train.main, again, capsys)
