@@ -1,5 +1,7 @@
 """The encoder's attention against the formula, by each of its ways."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,6 +25,20 @@ def test_attention_equals_the_formula(
     expected = (scores.softmax(-1) @ v.double()).transpose(1, 2).flatten(2)
     with torch.inference_mode():
         torch.testing.assert_close(attend(q, k, v), expected.float(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "found"),
+    [("AuthenticAMD", 25, 25), ("AuthenticAMD", 26, 26), ("GenuineIntel", 6, 0), (None, 0, 0)],
+)
+def test_the_family_of_an_amd_is_read(
+    tmp_path: Path, vendor: str | None, family: int, found: int
+) -> None:
+    about = tmp_path / "cpuinfo"
+    if vendor is not None:
+        core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n"
+        about.write_text(2 * core)
+    assert attention._amd_family(about) == found
 
 
 def test_a_cell_has_the_same_attention_alone_and_among_others() -> None:
