@@ -19,7 +19,7 @@ from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.compiling import fastest_mode, modes_to_try
 from sesttune.search.live import duration
 from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
-from sesttune.search.ray_session import Slots, slots
+from sesttune.search.ray_session import Slots, cluster_address, slots
 from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.space import SearchSpace
 from sesttune.training.records import list_trials
@@ -110,7 +110,7 @@ def _machine(config: Config) -> Slots:
     """The slots of this machine, as Ray would count them; those of a cluster once it is joined."""
     import torch
 
-    if config.sweep.address or os.environ.get("RAY_ADDRESS"):
+    if cluster_address(config) is not None:
         from sesttune.search.ray_session import ray_session
 
         with ray_session(config) as found:

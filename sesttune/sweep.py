@@ -64,6 +64,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     from sesttune.plan_run import plan_run
     from sesttune.run_setup import prepare_run
     from sesttune.search.ray_encode import shard_runner
+    from sesttune.search.ray_session import check_cluster
     from sesttune.search.space_file import load_space
     from sesttune.search.warm_start import check_earlier
 
@@ -71,6 +72,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     fixed = [text.lstrip("+").partition("=")[0] for text in args.overrides]
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
+    check_cluster(config)
     if config.sweep.warm_start is not None:
         check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
     sweep = prepare_run(config, space, console, shard_runner(config))
@@ -111,6 +113,7 @@ def _resume(args: argparse.Namespace) -> int:
     from sesttune.plan_run import read_plan
     from sesttune.run_setup import ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
+    from sesttune.search.ray_session import check_cluster
 
     known = open_run(read_config(args).output_dir, args.resume)
     if known.space is None:
@@ -120,6 +123,7 @@ def _resume(args: argparse.Namespace) -> int:
     if args.time_budget is not None:
         longer = with_point(known.config, {"sweep.time_budget": args.time_budget})
         known = replace(known, config=longer)
+    check_cluster(known.config)
     sweep = ensure_data(known, console, shard_runner(known.config))
     return _run(sweep, console, read_plan(sweep.folder), resume=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 from sesttune.cached_folder import Progress
 from sesttune.config.schema import Config
 from sesttune.data.shards import ENCODING, Encoder, Runner, Shard, ShardEncoder, encode_here
-from sesttune.search.ray_session import ray_session
+from sesttune.search.ray_session import cluster_address, ray_session
 
 
 def shard_runner(config: Config) -> Runner:
@@ -19,7 +19,7 @@ def shard_runner(config: Config) -> Runner:
     def run(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
         import torch
 
-        cluster = config.sweep.address is not None
+        cluster = cluster_address(config) is not None
         if not torch.cuda.is_available() or (torch.cuda.device_count() == 1 and not cluster):
             return encode_here(shards, encoder, progress)
         with ray_session(config):

@@ -7,6 +7,8 @@ Ray's own in the sweep folder, bound to the loopback interface. `RAY_ADDRESS` or
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "31536000",
 }
+_ANSWERS_WITHIN_S = 5.0
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials pass a few numbers a minute
 
 
@@ -44,6 +47,22 @@ class Slots:
         return max(1, int(self.cpus))
 
 
+def cluster_address(config: Config) -> str | None:
+    """The existing cluster that was asked for, `host:port` or `auto`; None: one of our own."""
+    address = config.sweep.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
+def check_cluster(config: Config) -> None:
+    """Join and leave the existing cluster that is asked for, if any.
+
+    Raises UserError where it cannot be joined, or no trial fits it.
+    """
+    if cluster_address(config) is not None:
+        with ray_session(config):
+            pass
+
+
 @contextmanager
 def ray_session(config: Config) -> Iterator[Slots]:
     """A running Ray, shut down at the end if it was started here."""
@@ -53,7 +72,10 @@ def ray_session(config: Config) -> Iterator[Slots]:
 
     started = not ray.is_initialized()
     if started:
-        _start(config.sweep.address or os.environ.get("RAY_ADDRESS"), config.training.device)
+        if cluster_address(config) is None:
+            _start(config.training.device)
+        else:
+            _join(config)
     try:
         yield slots(config, ray.cluster_resources())
     finally:
@@ -61,16 +83,42 @@ def ray_session(config: Config) -> Iterator[Slots]:
             ray.shutdown()
 
 
-def _start(address: str | None, device: str) -> None:
+def _join(config: Config) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    address = cluster_address(config)
+    asked = f"{'sweep.address' if config.sweep.address else 'RAY_ADDRESS'}={address}"
+    if address != "auto":
+        _refuse_silence(str(address), asked)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        reason = re.split(r"\.\s|\n", str(error).strip())[0]
+        raise UserError(
+            f"{asked}: this cluster cannot be joined ({reason}); one that wants a token gets that "
+            "of ~/.ray/auth_token with RAY_AUTH_MODE=token"
+        ) from None
+
+
+def _refuse_silence(address: str, asked: str) -> None:
+    """Raise UserError where nothing listens: Ray would try for minutes."""
+    found = re.fullmatch(r"\[?([^\[\]/]+)\]?:(\d+)", address)
+    if found is None:
+        raise UserError(
+            f"{asked} must be host:port of a cluster's head node, or auto, and the sweep run on a "
+            "node of that cluster"
+        )
+    try:
+        socket.create_connection((found[1], int(found[2])), _ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{asked}: no Ray cluster answers there ({error})") from None
+
+
+def _start(device: str) -> None:
     import ray
     import torch
 
-    if address is not None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise UserError(f"sweep.address={address}: no Ray cluster answers ({error})") from None
-        return
     if device == "cpu" or not torch.cuda.is_available():
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
     ray.init(
