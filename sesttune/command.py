@@ -1,7 +1,7 @@
 """What every command shares: exit codes, logging, and reading its configuration.
 
 Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
-(printed as one line), 130 interrupted.
+(printed as one line), 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -9,9 +9,12 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +35,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     level = os.environ.get("SESTTUNE_LOG", "WARNING").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return main(arguments)
+        with _sigterm_as_interrupt():
+            return main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,6 +45,19 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """What a job scheduler sends at its limit ends a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread handle signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def open_console() -> "Console":

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from helpers.tiny_data import write_tiny
 from helpers.trained_runs import write_settings
 
 from sesttune.cli import COMMANDS
+from sesttune.training.records import read_metrics
 
 
 def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -109,6 +111,31 @@ def test_a_training_that_is_told_to_stop_says_how_to_go_on(
     assert "stopped; go on with: " in shown
     assert "train --resume t output_dir=" in shown
     assert error.strip() == "interrupted"
+
+
+def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
+    tmp_path: Path,
+) -> None:
+    settings = write_settings(tmp_path)
+    call = ["-m", "sesttune.sweep", "--config", str(settings), "name=s", "sweep.space=quick"]
+    long = ["training.max_steps=100000", "training.early_stopping=false", "sweep.num_trials=2"]
+    with subprocess.Popen(
+        [sys.executable, "-u", *call, *long, "training.batch_size=4"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as sweep:
+        trial = tmp_path / "outputs" / "s" / "trials" / "001"
+        while sweep.poll() is None and len(read_metrics(trial)) < 2:
+            time.sleep(0.2)
+        sweep.send_signal(signal.SIGTERM)  # as a job scheduler at its limit
+        shown, error = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130, error
+    assert "interrupted: each trial stops at its next validation" in shown
+    assert "sweep --resume s output_dir=" in shown
+    assert error.strip() == "interrupted"
+    assert (trial / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_missing_encoder_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def run_sweep(
     `folder` are kept, and unfinished ones and those that failed with an error (a full disk,
     a killed worker; not a loss that is NaN) are continued first. Raises UserError where the
     folder holds trials and `resume` is not set, where another driver runs it, and where no
-    trial fits the machine; KeyboardInterrupt after Ctrl-C, when every trial has stopped at its
-    next validation (at once after a second one).
+    trial fits the machine; KeyboardInterrupt after Ctrl-C or SIGTERM, when every trial has stopped
+    at its next validation (at once after a second one).
     """
     folder, manifest = folder.absolute(), manifest.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,21 +148,26 @@ def _fit(
 
 @contextmanager
 def _first_interrupt_to(gently: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `gently`, the second raises KeyboardInterrupt as ever."""
+    """The first Ctrl-C or SIGTERM calls `gently`, the second does what it ever did."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return
-    at_once = signal.getsignal(signal.SIGINT)
+    at_once = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def set_back() -> None:
+        for number, handler in at_once.items():
+            signal.signal(number, handler)
 
     def first(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, at_once)
+        set_back()
         gently()
 
-    signal.signal(signal.SIGINT, first)
+    for number in at_once:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, at_once)
+        set_back()
 
 
 @contextmanager

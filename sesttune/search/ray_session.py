@@ -8,7 +8,9 @@ Ray's own in the sweep folder, bound to the loopback interface. `RAY_ADDRESS` or
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +78,7 @@ def ray_session(config: Config) -> Iterator[Slots]:
             _start(config.training.device)
         else:
             _join(config)
+        _take_back_sigterm()
     try:
         yield slots(config, ray.cluster_resources())
     finally:
@@ -99,6 +102,12 @@ def _join(config: Config) -> None:
             f"{asked}: this cluster cannot be joined ({reason}); one that wants a token gets that "
             "of ~/.ray/auth_token with RAY_AUTH_MODE=token"
         ) from None
+
+
+def _take_back_sigterm() -> None:
+    """Ray has its own handler, which ends the process with a trace of C++ calls."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _refuse_silence(address: str, asked: str) -> None:
