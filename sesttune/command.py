@@ -98,6 +98,18 @@ def check_output(output: Path, suffixes: Sequence[str], source: Path | None = No
         raise UserError(f"--output {output} is the input itself: name another file")
 
 
+@contextmanager
+def settings_as_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Errors name the flag of a setting (`flags`: setting to flag), which is what was given."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        for setting, flag in flags.items():
+            told = told.replace(setting, flag)
+        raise UserError(told) from None
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` and the `key=value` overrides."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.atomic import replacing
-from sesttune.command import check_output, run
+from sesttune.command import check_output, run, settings_as_flags
 from sesttune.config.schema import ModelKwargs
 from sesttune.errors import UserError
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from sesttune.model.se_encoder import SEEncoder
 
 BLOCK_ROWS = 1_024
+FLAGS = {
+    "model.kwargs.se_model_path": "--model-folder",
+    "model.kwargs.se_checkpoint_path": "--checkpoint",
+    "model.kwargs.se_min_matched": "--min-matched",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,6 +63,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--batch-size {args.batch_size} must be at least 1")
     if not 0 <= args.min_matched <= 1:
         raise UserError(f"--min-matched {args.min_matched:g} must be in [0, 1]")
+    with settings_as_flags(FLAGS):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from sesttune.model.se_checkpoint import find_files
     from sesttune.model.se_encoder import SEEncoder
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sesttune.command import check_output, run
+from sesttune.command import check_output, run, settings_as_flags
 from sesttune.errors import UserError
 from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from sesttune.data.embeddings import ControlEmbeddings
     from sesttune.data.store import CellStore
     from sesttune.model.st_head import STHead
+
+FLAGS = {
+    "model.kwargs.se_model_path": "--model-folder",
+    "model.kwargs.se_checkpoint_path": "--model-folder",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,13 +100,14 @@ def _read_cells(
     checkpoint = None if args.model_folder else about["encoder"]["path"]
     moved = args.model_folder or str(Path(about["encoder"]["path"]).parent)
     kwargs = config.model.kwargs
-    encoder = SEEncoder.open(
-        moved,
-        checkpoint,
-        cache=cache,
-        precision=kwargs.se_precision,
-        min_matched=kwargs.se_min_matched,
-    )
+    with settings_as_flags(FLAGS):
+        encoder = SEEncoder.open(
+            moved,
+            checkpoint,
+            cache=cache,
+            precision=kwargs.se_precision,
+            min_matched=kwargs.se_min_matched,
+        )
     if encoder.identity["sha256"] != about["encoder"]["sha256"]:
         raise UserError(
             f"{encoder.files.checkpoint} is not the encoder this model was trained with "

@@ -175,6 +175,15 @@ def test_encode_writes_both_forms(tmp_path: Path) -> None:
         done = call("sesttune.encode", *source, *model, *target, option)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "more.npy").exists()
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / name).touch()
+    for folder, message in {
+        "nowhere": "error: --model-folder: nowhere is not a folder",
+        str(tmp_path): "holds several checkpoints (a.ckpt, b.ckpt): which one? set --checkpoint",
+    }.items():
+        done = call("sesttune.encode", *source, *target, "--model-folder", folder)
+        assert done.returncode == 2
+        assert message in done.stderr
     for place, message in {"gone/more.npy": "gone is not a folder", ".": "must end"}.items():
         done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / place))
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr

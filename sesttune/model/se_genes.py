@@ -74,7 +74,7 @@ def match_genes(
         raise UserError(
             f"only {found} of {total} genes ({found / total:.1%}) are in the encoder's vocabulary "
             f"(not: {', '.join(unmatched)}); the names must be the symbols it was trained on, "
-            f"or lower model.kwargs.se_min_matched (--min-matched), now {min_matched:g}"
+            f"or lower model.kwargs.se_min_matched, now {min_matched:g}"
         )
     ids = np.array([vocabulary[sources[chosen][i]] for i in known[chosen]], np.int64)
     return GeneMatch(known[chosen], ids, chosen, total, unmatched)
