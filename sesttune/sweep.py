@@ -66,17 +66,26 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
     from sesttune.search.space_file import load_space
-    from sesttune.search.warm_start import check_earlier
+    from sesttune.search.warm_start import changed_inputs, check_earlier
 
     # The command line outranks the space: a key given there is fixed, not searched.
     fixed = [text.lstrip("+").partition("=")[0] for text in args.overrides]
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
     check_cluster(config)
+    earlier = None
     if config.sweep.warm_start is not None:
-        check_earlier(Path(config.output_dir).expanduser() / config.sweep.warm_start, config)
+        earlier = Path(config.output_dir).expanduser() / config.sweep.warm_start
+        check_earlier(earlier, config)
     sweep = prepare_run(config, space, console, shard_runner(config))
     try:
+        for part in changed_inputs(earlier, sweep.folder) if earlier is not None else ():
+            console.print(
+                f"{config.sweep.warm_start} had other {part}: its results are learnt from, its "
+                "trainings not gone on with",
+                highlight=False,
+                soft_wrap=True,
+            )
         sweep, plan = plan_run(sweep, space, console)
     except BaseException:
         shutil.rmtree(sweep.folder)  # nothing has run in it yet

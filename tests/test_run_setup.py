@@ -96,6 +96,11 @@ def test_a_run_does_not_go_on_with_other_inputs(
     torch.save({name: vector + 1 for name, vector in vectors.items()}, tiny.features)
     told = refused(train.main, again, capsys)
     assert "the vectors of the perturbations have changed since first was started" in told
+    words = [w for w in arguments(tiny, name="later") if not w.startswith("training.lr=")]
+    later = [*words, "sweep.space=quick", "--warm-start", "first", "--dry-run"]
+    assert run(sweep.main, later) == 0
+    told = "first had other vectors of the perturbations: its results are learnt from, its"
+    assert told in capsys.readouterr().out
     torch.save(vectors, tiny.features)
     cells = anndata.read_h5ad(tiny.files["alpha"])
     cells.obsm[EMBED_KEY] = cells.obsm[EMBED_KEY] * 2
@@ -105,3 +110,5 @@ def test_a_run_does_not_go_on_with_other_inputs(
     cells.X[0, 0] += 1
     cells.write_h5ad(tiny.files["alpha"])
     assert "the cells or the splits have changed" in refused(train.main, again, capsys)
+    assert "it was run on other data, so their losses" in refused(sweep.main, later, capsys)
+    assert not (tiny.folder / "outputs" / "later").exists()

@@ -8,7 +8,7 @@ from sesttune.data.trial_data import TrialData
 CELLS, FEATURES, EMBEDDINGS = (
     "cells or the splits",
     "vectors of the perturbations",
-    "embeddings of the controls (another encoder)",
+    "embeddings of the controls (or their encoder)",
 )
 
 

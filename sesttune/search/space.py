@@ -163,7 +163,7 @@ class SearchSpace:
             if key in self.parameters and config.model.checkpoint is not None:
                 raise UserError(
                     f"search space {self.source}: {key} cannot be searched with model.checkpoint, "
-                    f"which has one: set it on the command line"
+                    "which has one: set it on the command line"
                 )
         for key, parameter in self.parameters.items():
             for value in parameter.extremes():

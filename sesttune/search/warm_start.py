@@ -53,7 +53,7 @@ def read_earlier(
         return [], []
     source = folder.parent / name
     then = check_earlier(source, config)
-    other_inputs = _changed_data(source, folder)
+    other_inputs = changed_inputs(source, folder)
     trainings, learnt = [], []
     for record in list_trials(source):
         lines = record.metrics()
@@ -74,7 +74,7 @@ def read_earlier(
 
 def check_earlier(source: Path, config: Config) -> Config:
     """The settings of the sweep in `source`; raises UserError where they are not comparable."""
-    if not (source / "sweep.yaml").is_file():
+    if not all((source / name).is_file() for name in ("sweep.yaml", "data.json")):
         known = sorted(path.parent.name for path in source.parent.glob("*/sweep.yaml"))
         raise UserError(
             f"sweep.warm_start={source.name}: no such sweep in {source.parent}; there are: "
@@ -91,13 +91,11 @@ def check_earlier(source: Path, config: Config) -> Config:
     return then
 
 
-def other_loss(first: Config, second: Config) -> str | None:
-    """A setting in which two sweeps differ and that makes their val_losses incomparable."""
-    return next((key for key in _SAME_LOSS if _value(first, key) != _value(second, key)), None)
+def changed_inputs(source: Path, folder: Path) -> list[str]:
+    """What the heads of two sweeps were shown that differs, in words.
 
-
-def _changed_data(source: Path, folder: Path) -> list[str]:
-    """In what the data of two sweeps differ; raises UserError where it is the cells."""
+    Trainings of such a sweep are not gone on with. Raises UserError where it is the cells.
+    """
     abouts = [json.loads((sweep / "data.json").read_text()) for sweep in (source, folder)]
     parts = changed(*abouts)
     if CELLS in parts:
@@ -106,6 +104,11 @@ def _changed_data(source: Path, folder: Path) -> list[str]:
             "comparable; leave it out"
         )
     return parts
+
+
+def other_loss(first: Config, second: Config) -> str | None:
+    """A setting in which two sweeps differ and that makes their val_losses incomparable."""
+    return next((key for key in _SAME_LOSS if _value(first, key) != _value(second, key)), None)
 
 
 def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: int) -> TrialState:
