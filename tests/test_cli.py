@@ -102,6 +102,8 @@ def test_a_training_that_is_told_to_stop_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        # A shell's background job has Ctrl-C ignored, and so have all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as training:
         assert training.stdout is not None
         assert any(line.startswith("step ") for line in training.stdout)

@@ -1,10 +1,12 @@
 """A sweep on a Ray cluster that is there already, begun from another folder, with a token."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +33,20 @@ def free_port() -> int:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A cluster of one node that wants `TOKEN`."""
     port, elsewhere = free_port(), tmp_path_factory.mktemp("elsewhere")
+    # Its sockets' paths must be short, and others must not find it as the cluster of this machine.
+    scratch = tempfile.mkdtemp(prefix="ray-")
     words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
     words += [f"--dashboard-agent-listen-port={free_port()}"]
     node = subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), *words],
         cwd=elsewhere,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_TMPDIR": scratch,
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -48,6 +57,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         node.send_signal(signal.SIGTERM)
         node.wait(60)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def wait_for(port: int, node: "subprocess.Popen[bytes]") -> None:

@@ -75,7 +75,7 @@ def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
         {"searcher": "grid", "parameters": {"training.batch_size": batches}}, "test space"
     )
     folder = tmp_path / "sweep"
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         heard = Heard()
         run_sweep(folder, config, space, manifest, [heard])
