@@ -1,7 +1,5 @@
 """What is refused before a run folder appears, and when a run is gone on with."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -100,12 +98,9 @@ def test_a_run_does_not_go_on_with_other_inputs(
     assert "the vectors of the perturbations have changed since first was started" in told
     words = [w for w in arguments(tiny, name="later") if not w.startswith("training.lr=")]
     later = [*words, "sweep.space=quick", "--warm-start", "first", "--dry-run"]
-    # In a process of its own, whose calibration inherits nothing of what other tests have loaded.
-    command = [sys.executable, "-m", "sesttune.sweep", *later]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert run(sweep.main, later) == 0
     told = "first had other vectors of the perturbations: its results are learnt from, its"
-    assert told in done.stdout
+    assert told in capsys.readouterr().out
     torch.save(vectors, tiny.features)
     cells = anndata.read_h5ad(tiny.files["alpha"])
     cells.obsm[EMBED_KEY] = cells.obsm[EMBED_KEY] * 2

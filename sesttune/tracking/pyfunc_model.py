@@ -15,13 +15,14 @@ import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from safetensors.numpy import load_file
 
-from sesttune.model.head_checkpoint import import_head
-
 
 class STModel(PythonModel):  # type: ignore[misc]
     """The ST head behind MLflow's interface."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        # Not above: MLflow runs this file once as it logs it, before its package can be found.
+        from sesttune.model.head_checkpoint import import_head
+
         folder = Path(context.artifacts["head"])
         self._head, _ = import_head(folder)
         self._features = load_file(folder / "features.safetensors")

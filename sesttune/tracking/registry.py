@@ -5,7 +5,6 @@ the perturbations it was trained on, a JSON file that says how it was made, and 
 this package that it runs on. The frozen encoder is named by path and sha256, not copied.
 """
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version as installed
@@ -21,25 +20,15 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 from safetensors.numpy import save_file
 
-import sesttune
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import FEATURES_FILE, export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
+from sesttune.tracking.model_code import write_code
 from sesttune.tracking.store import mlflow_store, problem, require_store
 
 HEAD_ARTIFACT = "head"
-PYFUNC = Path(__file__).with_name("pyfunc_model.py")
-CODE = (
-    "__init__.py",
-    "errors.py",
-    "atomic.py",
-    "model/__init__.py",
-    "model/st_head.py",
-    "model/head_checkpoint.py",
-)
-"""What `pyfunc_model.py` runs on: with these in it a registered model needs no sesttune."""
 PINNED = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 
 
@@ -56,11 +45,12 @@ def register(
     UserError where MLflow is away.
     """
     with mlflow_store(uri), tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id):
+        model, package = write_code(Path(code))
         info = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
-            python_model=str(PYFUNC),
+            python_model=str(model),
             artifacts={HEAD_ARTIFACT: str(folder)},
-            code_paths=[str(_own_code(Path(code)))],
+            code_paths=[str(package)],
             pip_requirements=[f"{name}=={_public_version(name)}" for name in PINNED],
             signature=_signature(len(about["genes"])),
             input_example=_example(folder, about["head"]["embed_dim"]),
@@ -97,16 +87,6 @@ def write_model(
     rows = {name: data.features[data.store.names["pert"].index(name)].copy() for name in names}
     save_file({n: row for n, row in rows.items() if row[0] == row[0]}, folder / FEATURES_FILE)
     return described
-
-
-def _own_code(folder: Path) -> Path:
-    """The modules a registered model runs on, as a package of their own in `folder`."""
-    package = Path(sesttune.__file__).parent
-    copied = folder / package.name
-    for name in CODE:
-        (copied / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / name, copied / name)
-    return copied
 
 
 def _public_version(name: str) -> str:
