@@ -17,6 +17,17 @@ def test_the_encoder_benchmark_runs_and_prints_its_rates() -> None:
         assert float(line.split()[2]) > 0
 
 
+def test_the_attention_benchmark_rates_each_way_and_says_how_exact_it_is() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "attention.py", "--rounds", "1"]
+    more = ["--tokens", "300", "--heads", "2", "--width", "16"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if "error" in line]
+    assert len(rows) >= 4
+    for row in rows:
+        assert float(row.split(" GFLOP/s")[0].split()[-1]) > 0
+        assert float(row.split()[-1]) < (1e-5 if row.startswith("float32") else 1e-2)
+
+
 def test_the_benchmark_of_ways_to_compute_a_step_says_what_each_costs_and_errs() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "step_variants.py", "--device", "cpu"]
     more = ["--sets", "2", "--cells", "8", "--genes", "60", "--hidden-dim", "16"]

@@ -36,10 +36,17 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, d_hid), nn.Linear(d_hid, d)
 
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of queries, keys and values; attention's 1/sqrt(d) is in the queries'."""
+        d = self.qkv_proj.in_features
+        scale = torch.ones(3 * d, device=self.qkv_proj.weight.device)
+        scale[:d] = (d // self.nhead) ** -0.5
+        return self.qkv_proj.weight * scale[:, None], self.qkv_proj.bias * scale
+
     def freeze(self, dtype: torch.dtype) -> None:
         """Bring the weights into the form they are used in, and let go of the originals."""
         self.dtype = dtype
-        self._qkv = freeze(self.qkv_proj.weight, self.qkv_proj.bias, dtype)
+        self._qkv = freeze(*self.projection(), dtype)
         self._freeze_rest(dtype)
         del self.qkv_proj
 
@@ -133,13 +140,13 @@ class SETransformer(nn.Module):
         `dtype` (float32 or bfloat16) is that of the layers' matrix products from here on.
         """
         layers = self.transformer_encoder.layers
-        project = cast(nn.Linear, layers[0].qkv_proj)
         with torch.inference_mode():
             rows = F.normalize(proteins.to(self.cls_token.device), dim=-1)
             genes = torch.cat([self.encoder(rows), self.encoder(self.cls_token)])
             self.table = math.sqrt(self.d) * torch.cat([genes, self.encoder(self.dataset_token)])
-            self.first_qkv = project(self.table).to(dtype)
-            self.first_bins = (self.bin_encoder.weight @ project.weight.T).to(dtype)
+            weight, bias = cast(Layer, layers[0]).projection()
+            self.first_qkv = F.linear(self.table, weight, bias).to(dtype)
+            self.first_bins = (self.bin_encoder.weight @ weight.T).to(dtype)
             for layer in layers:
                 cast(Layer, layer).freeze(dtype)
 

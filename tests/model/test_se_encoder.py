@@ -11,6 +11,7 @@ from scipy import sparse
 
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
+from sesttune.model import attention
 from sesttune.model.se_checkpoint import find_files, read_weights
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.model.se_encoder import SEEncoder
@@ -22,6 +23,9 @@ NEEDS_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+needs_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
+)
 TOLERANCE = 1.5e-6
 """LayerNorm eps 1e-6 for 1e-5 shows at 2.1e-6, tanh-GELU at 3.6e-5, all else higher."""
 
@@ -92,6 +96,24 @@ def test_bfloat16_keeps_the_embedding(device: str, name: str) -> None:
     assert ((found * wanted).sum(1) / lengths).min() >= 0.9999
     assert not np.array_equal(found, wanted)
     assert rounded.key != exact.key
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["cells", "cells_255known"])
+def test_the_attention_of_an_amd_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By oneDNN's products, which it takes for the 2,049 tokens of a real encoder."""
+    cells, taken, by_onednn = read(name), [], attention.attend_by_onednn
+    monkeypatch.setattr(attention, "_MANY_TOKENS", 0)
+    monkeypatch.setattr(attention, "_products_by_onednn", lambda dtype: True)
+    monkeypatch.setattr(
+        attention, "attend_by_onednn", lambda *qkv: taken.append(1) or by_onednn(*qkv)
+    )
+    wanted = np.load(ORACLE / f"expected{name.removeprefix('cells')}.npy")
+    assert np.abs(open_oracle().encode(*cells) - wanted).max() <= TOLERANCE
+    rounded = open_oracle(precision="bf16").encode(*cells)
+    lengths = np.linalg.norm(rounded, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert ((rounded * wanted).sum(1) / lengths).min() >= 0.9999
+    assert taken
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
