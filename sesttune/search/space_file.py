@@ -19,7 +19,8 @@ from sesttune.search.constraint import Constraint, parse_constraint
 from sesttune.search.parameter import Parameter
 from sesttune.search.space import TUNABLE, SearchSpace
 
-SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
+SPACES_FOLDER = Path(__file__).resolve().parents[1] / "search_spaces"
+"""In a checkout a link to the one at the top; a wheel has the files themselves."""
 _WHY_NOT = {
     "training.train_seed": "the validation sets follow the seed, so val_loss cannot be ranked",
     "model.kwargs.loss": "trials with different losses cannot be ranked by val_loss",
@@ -38,7 +39,7 @@ _FIELDS = {
 def load_space(name_or_path: str) -> SearchSpace:
     """Read a YAML file, or the file of that name in `search_spaces/`.
 
-    A bare name is looked for in `./search_spaces` and then beside the package.
+    A bare name is looked for in `./search_spaces` and then in the package.
     Raises UserError naming the file and the key, and what would be right.
     """
     path = _find(name_or_path)
