@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,11 @@ STORAGE_DTYPES = {
 }
 LOCAL_HEADER_BYTES = 30
 """Fixed part of a zip entry's local header; name and extra field follow."""
+_WINDOWS, _LEAST_WINDOW = 128, 16 << 20
+_LARGE, _LEAST_LARGE = 512, 1 << 18
+"""A map takes a file descriptor until no tensor views it, and a process has 1,024. So the small
+tensors of a window share a map, and the larger have their own, which their memory goes with: at
+most 512, which are as large as that part of the file, and 128 on the borders of windows."""
 
 
 class Stub:
@@ -106,17 +111,36 @@ def plain(value: object) -> object:
     return value
 
 
+class _Maps:
+    """Bytes of a file by memory maps; mode "c": torch gets writable memory, the file stays."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, path.stat().st_size
+        self._window = max(_LEAST_WINDOW, -(-self._size // _WINDOWS))
+        self._large = max(_LEAST_LARGE, self._size // _LARGE)
+        self._maps: dict[int, np.ndarray] = {}
+
+    def view(self, offset: int, count: int) -> np.ndarray:
+        """uint8 [count], a view that keeps its map."""
+        first, last = offset // self._window, (offset + count - 1) // self._window
+        if first != last or count >= self._large:
+            return np.memmap(self._path, np.uint8, "c", offset, (count,))
+        start = first * self._window
+        if first not in self._maps:
+            width = min(self._window, self._size - start)
+            self._maps[first] = np.memmap(self._path, np.uint8, "c", start, (width,))
+        return self._maps[first][offset - start : offset - start + count]
+
+
 class _Storage:
     """A storage of the archive: dtype and where its bytes lie."""
 
-    def __init__(self, path: Path, info: zipfile.ZipInfo, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, maps: _Maps, info: zipfile.ZipInfo, dtype: torch.dtype) -> None:
         if info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"checkpoint {path} is a compressed zip file: save it with torch.save")
-        with path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(LOCAL_HEADER_BYTES)
+        header = maps.view(info.header_offset, LOCAL_HEADER_BYTES).tobytes()
         name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        self._path, self._bytes = path, info.file_size
+        self._maps, self._bytes = maps, info.file_size
         self._offset = info.header_offset + LOCAL_HEADER_BYTES + name + extra
         self.dtype = dtype
 
@@ -125,10 +149,9 @@ class _Storage:
             if 0 not in size:
                 raise pickle.UnpicklingError("a tensor without its values")
             return torch.empty(size, dtype=self.dtype)
-        # mode "c": copy on write, so torch gets writable memory and the file stays as it is
-        raw = np.memmap(self._path, np.uint8, "c", self._offset, (self._bytes,))
+        raw = self._maps.view(self._offset, self._bytes)
         if self._offset % self.dtype.itemsize:
-            raw = cast(np.memmap, np.array(raw))
+            raw = np.array(raw)
         flat = torch.from_numpy(raw).view(self.dtype)
         return flat.as_strided(size, stride, offset)
 
@@ -144,7 +167,7 @@ class _Unpickler(pickle.Unpickler):
     ) -> None:
         super().__init__(stream)
         self._path, self._entries, self._folder = path, entries, folder
-        self._storages: dict[str, _Storage] = {}
+        self._maps, self._storages = _Maps(path), dict[str, _Storage]()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name in _REBUILDERS:
@@ -163,7 +186,7 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"unknown storage {kind!r}")
         if key not in self._storages:
             info = self._entries[f"{self._folder}data/{key}"]
-            self._storages[key] = _Storage(self._path, info, storage_type.dtype)
+            self._storages[key] = _Storage(self._path, self._maps, info, storage_type.dtype)
         return self._storages[key]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sesttune.errors import UserError
+from sesttune.model import safe_pickle
 from sesttune.model.safe_pickle import Stub, plain, read_checkpoint
 
 
@@ -52,6 +53,27 @@ def test_tensors_of_every_kind_and_shape(tmp_path: Path, dtype: torch.dtype) -> 
     for name, tensor in saved.items():
         assert found[name].dtype == dtype
         assert torch.equal(found[name], tensor), name
+
+
+def test_many_tensors_hold_few_file_descriptors(tmp_path: Path) -> None:
+    """A process may have 1,024, and protein embeddings are 19,790 vectors."""
+    vectors = {f"G{i}": torch.full((64,), float(i)) for i in range(3_000)}
+    torch.save(vectors, tmp_path / "file.pt")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found = read_checkpoint(tmp_path / "file.pt")
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
+    assert all(torch.equal(found[name], vector) for name, vector in vectors.items())
+
+
+def test_tensors_across_the_windows_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe_pickle, "_LEAST_WINDOW", 1 << 12)
+    sizes = (1, 900, 1_025, 70_000, 3, 5_000)
+    tensors = [torch.arange(size, dtype=torch.float64) for size in sizes]
+    torch.save(tensors, tmp_path / "file.pt")
+    found = read_checkpoint(tmp_path / "file.pt")
+    assert all(torch.equal(a, b) for a, b in zip(found, tensors, strict=True))
 
 
 def test_writing_into_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
