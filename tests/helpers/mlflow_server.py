@@ -8,14 +8,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 
 class MlflowServer:
-    """Serves a store on a free port of 127.0.0.1: an SQLite file in `folder`, or `backend`."""
+    """Serves a store on a free port of 127.0.0.1: an SQLite file in `folder`, or `backend`.
 
-    def __init__(self, folder: Path, backend: str | None = None) -> None:
-        self._folder = folder
+    `options` of `mlflow server` come after the helper's own.
+    """
+
+    def __init__(
+        self, folder: Path, backend: str | None = None, options: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._options = folder, options
         self._backend = backend or f"sqlite:///{folder}/server.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -33,7 +39,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self._backend]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--artifacts-destination", str(self._folder / "artifacts"), *self._options]
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
