@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
 """
 
 import argparse
+import io
 import logging
 import os
 import shlex
@@ -34,6 +35,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     level = os.environ.get("SESTTUNE_LOG", "WARNING").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "×" must not end a sweep
+        sys.stdout.reconfigure(errors="replace")
     try:
         with _sigterm_as_interrupt():
             return main(arguments)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -189,3 +190,11 @@ def test_encode_writes_both_forms(tmp_path: Path) -> None:
     for place, message in {"gone/more.npy": "gone is not a folder", ".": "must end"}.items():
         done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / place))
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+def test_a_terminal_that_lacks_a_character_ends_no_command() -> None:
+    code = "from sesttune.command import run; run(lambda _: print('lr × steps'), [])"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    script = [sys.executable, "-c", code]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "lr ? steps\n"

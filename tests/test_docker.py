@@ -34,7 +34,7 @@ def test_the_image_copies_files_that_are_there_and_let_through() -> None:
     assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == names
 
 
-def test_the_image_installs_every_dependency(tmp_path: Path) -> None:
+def test_the_image_installs_every_dependency() -> None:
     (script,) = re.findall(r"python3 -c '(.+)'", (DOCKER / "Dockerfile").read_text())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     listed = [Requirement(line) for line in done.stdout.splitlines()]

@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "31536000",
 }
 _ANSWERS_WITHIN_S = 5.0
+_SOCKET, _SOCKET_BYTES = "/session_2026-11-26_18-44-05_498205_4194304/sockets/plasma_store", 107
+"""The longest path in Ray's folder, and what Linux allows for a socket's."""
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials pass a few numbers a minute
 
 
@@ -132,6 +134,7 @@ def _start(device: str) -> None:
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
     ray.init(
         address="local",
+        _temp_dir=_short_folder(),
         num_cpus=len(os.sched_getaffinity(0)),
         include_dashboard=False,
         log_to_driver=False,
@@ -139,6 +142,20 @@ def _start(device: str) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )
+
+
+def _short_folder() -> str | None:
+    """A folder for Ray where a TMPDIR, as batch systems give, is too long; None: where it will."""
+    asked = os.environ.get("RAY_TMPDIR")
+    room = _SOCKET_BYTES - len("/ray" + _SOCKET)
+    if len(os.fsencode(asked or os.environ.get("TMPDIR", "/tmp"))) <= room:
+        return None
+    if asked:
+        raise UserError(
+            f"RAY_TMPDIR={asked}: Ray's sockets lie in it, whose paths may not be that long: name "
+            f"a folder of {room} bytes at most"
+        )
+    return "/tmp/ray"
 
 
 def slots(config: Config, available: dict[str, float]) -> Slots:

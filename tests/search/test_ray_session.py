@@ -1,0 +1,49 @@
+"""Ray where the surroundings are not those of a desk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sesttune.config.load import load_config
+from sesttune.errors import UserError
+from sesttune.search.ray_session import ray_session
+
+START = """
+from sesttune.config.load import load_config
+from sesttune.search.ray_session import ray_session
+with ray_session(load_config(["training.device=cpu"])) as slots:
+    import ray
+    print(slots.concurrent > 0, ray._private.worker.global_worker.node.get_session_dir_path())
+"""
+
+
+@pytest.mark.parametrize(("length", "kept"), [(35, True), (42, False), (90, False)])
+def test_ray_starts_in_any_tmpdir(length: int, kept: bool, tmp_path: Path) -> None:
+    """Its sockets lie there, and Linux takes paths of 107 bytes for them."""
+    made = Path("/tmp") / f"{os.getpid()}-{length}".ljust(length - len("/tmp/"), "x")
+    made.mkdir()
+    try:
+        script = [sys.executable, "-c", START]
+        environment = {name: at for name, at in os.environ.items() if name != "RAY_TMPDIR"}
+        environment["TMPDIR"] = str(made)
+        done = subprocess.run(script, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        started, where = done.stdout.split()
+        assert started == "True"
+        assert Path(where).is_relative_to(made) == kept
+    finally:
+        subprocess.run(["rm", "-rf", str(made)], check=True)
+
+
+def test_a_folder_that_is_asked_for_is_refused_where_it_is_too_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
+    with (
+        pytest.raises(UserError, match=r"RAY_TMPDIR=.*: name a folder of \d\d bytes at most"),
+        ray_session(load_config(["training.device=cpu"])),
+    ):
+        pass
