@@ -1,7 +1,6 @@
 """Plan a prepared run: calibrate, print what it will take, and refuse what the disk cannot hold."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from sesttune.atomic import write_text
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
+from sesttune.machine import cores
 from sesttune.run_setup import Run, write_settings
 from sesttune.search.budget import SPENT
 from sesttune.search.calibrate import Speed, calibrate
@@ -115,8 +115,7 @@ def _machine(config: Config) -> Slots:
 
         with ray_session(config) as found:
             return found
-    cores = float(len(os.sched_getaffinity(0)))
-    return slots(config, {"CPU": cores, "GPU": float(torch.cuda.device_count())})
+    return slots(config, {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())})
 
 
 def _headline(plan: Plan, given: Slots, speed: Speed, config: Config) -> str:

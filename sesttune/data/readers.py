@@ -12,7 +12,6 @@ device. Control embeddings and perturbation features always lie on the device.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from sesttune.data.rows import Buffers, CsrRows, gather, signed, to_host, torch_
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
+from sesttune.machine import free_memory
 
 Batch = dict[str, Tensor]
 """`control_emb` [sets, cells, embed_dim], `pert_emb` [sets, pert_dim], `target` [sets, cells,
@@ -186,11 +186,7 @@ def _upload(array: np.ndarray, device: torch.device, piece: int = 64 * 2**20) ->
 
 def _host_memory(data: TrialData) -> str:
     """Whether the page cache can hold the store; if so, the kernel is asked to read it now."""
-    fields = Path("/proc/meminfo")
-    free = 0
-    if fields.exists():
-        lines = dict(line.split(":") for line in fields.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
+    free = free_memory()
     if data.store.nbytes > free:
         return f"streamed from disk ({free / GIB:.1f} GiB of memory is free)"
     for name in ("indices.npy", "values.npy"):

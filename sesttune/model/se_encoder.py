@@ -17,6 +17,7 @@ from scipy import sparse
 from sesttune.cached_folder import cached_folder, digest, is_intact
 from sesttune.errors import UserError
 from sesttune.host_memory import keep_freed_memory, release_freed_memory
+from sesttune.machine import cores
 from sesttune.model.se_checkpoint import (
     SEFiles,
     SEWeights,
@@ -93,7 +94,7 @@ class SEEncoder:
         self._loading = RLock()
         # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
         # a time, while other threads read and tokenise.
-        self._threads = torch.get_num_threads() if self.device == "cpu" else 2
+        self._threads = min(torch.get_num_threads(), cores()) if self.device == "cpu" else 2
         self._turn = Semaphore(self._threads if self.device == "cpu" else 1)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from sesttune import host_memory
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.machine import cores
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -135,7 +136,7 @@ def _start(device: str) -> None:
     ray.init(
         address="local",
         _temp_dir=_short_folder(),
-        num_cpus=len(os.sched_getaffinity(0)),
+        num_cpus=cores(),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

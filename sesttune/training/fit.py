@@ -1,6 +1,5 @@
 """One attempt at a trial, from its last good state to its end or to an error."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import Reader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
+from sesttune.machine import cores
 from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import Report, TrialCallback
 from sesttune.training.micro_batch import MicroBatch
@@ -93,8 +93,8 @@ def fit(
 
 
 def training_workers(config: Config) -> int:
-    """Reader threads: as configured, but no more than the machine has cores."""
-    return min(config.data.kwargs.num_workers, os.cpu_count() or 1)
+    """Reader threads: as configured, but no more than there are cores to use."""
+    return min(config.data.kwargs.num_workers, cores())
 
 
 def _continue_metrics(folder: Path, own: dict[str, Any] | None) -> bool:

@@ -5,12 +5,13 @@ other metric does, also when the server was away. They come from the kernel's co
 thread and without psutil: a reading takes some 40 µs on a CPU.
 """
 
-import os
 import shutil
 import time
 from pathlib import Path
 
 import torch
+
+from sesttune.machine import cores
 
 PREFIX = "system/"
 MEMINFO = Path("/proc/meminfo")
@@ -25,7 +26,7 @@ class SystemMetrics:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._device = folder, device
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = cores()
         self._has_utilization = device.type == "cuda"
         self._cpu, self._clock = time.process_time(), time.perf_counter()
 
