@@ -48,6 +48,8 @@ def test_what_compiling_gains_is_measured_printed_and_settled(
     assert kept["compiling"] in printed
     assert kept["compiling"].startswith(f"training.compile={mode} (steps/s: not compiled ")
     assert "failed" not in kept["compiling"]
+    assert "otherwise" not in kept["compiling"]
+    assert list((tmp_path / "compiled").rglob("*.so")), "nothing was compiled"
     assert not (run.folder / ".compiling").exists()
 
 

@@ -50,26 +50,14 @@ def test_no_mode_is_tried_without_a_gpu() -> None:
 
 
 @pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")
-def test_real_trials_are_measured_and_a_broken_compiler_is_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_compiler_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one that works is measured is tried where a run is planned."""
     config = load_config(base=write_tiny(tmp_path).settings())
     manifest = prepare(config, MeanEncoder)
     sizes = {"training.batch_size": {"type": "choice", "values": [1, 2]}}
     space = parse_space({"searcher": "grid", "parameters": sizes}, "s.yaml")
-
-    def found(name: str) -> tuple[str, str]:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))
-        return fastest_mode(config, space, manifest, tmp_path / "s", 1, ("default",), 4)
-
-    mode, words = found("compiled")
-    assert mode in ("none", "default")
-    assert "failed" not in words
-    assert "otherwise" not in words
-    assert words.count(",") == 1, "both were measured"
-    assert list((tmp_path / "compiled").rglob("*.so")), "nothing was compiled"
-    assert not (tmp_path / "s").exists()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("CXX", "/bin/false")
-    mode, words = found("broken")
+    mode, words = fastest_mode(config, space, manifest, tmp_path / "s", 1, ("default",), 4)
     assert mode == "none"
     assert "default failed (" in words
