@@ -156,7 +156,7 @@ def _short_folder() -> str | None:
             f"RAY_TMPDIR={asked}: Ray's sockets lie in it, whose paths may not be that long: name "
             f"a folder of {room} bytes at most"
         )
-    return "/tmp/ray"
+    return os.path.join(os.sep, "tmp", f"ray-{os.getuid()}")  # each user's own
 
 
 def slots(config: Config, available: dict[str, float]) -> Slots:
