@@ -7,6 +7,7 @@ from threading import Semaphore
 import numpy as np
 import pytest
 import torch
+from helpers.waits import Waits
 from scipy import sparse
 
 from sesttune.data.h5ad import H5adFile
@@ -17,6 +18,7 @@ from sesttune.model.se_demo import write_demo_encoder
 from sesttune.model.se_encoder import SEEncoder
 from sesttune.model.se_genes import GeneMatch
 from sesttune.model.se_tokens import Tokens
+from sesttune.model.se_transformer import build_transformer
 
 ORACLE = Path(__file__).parents[1] / "data_oracle"
 NEEDS_GPU = [
@@ -61,6 +63,20 @@ def test_embeddings_of_the_recorded_tokens(name: str) -> None:
     tokens = Tokens(recorded["ids"][:, 1:].astype(np.int64), recorded["counts"])
     found = open_oracle().embed(tokens)
     assert np.abs(found - np.load(ORACLE / f"expected{name}.npy")).max() <= TOLERANCE
+
+
+def test_no_pass_asks_for_a_value() -> None:
+    """Or each would wait for the GPU in the middle."""
+    files = find_files(None, str(ORACLE / "se_tiny.ckpt"), None)
+    weights = read_weights(files)
+    model = build_transformer(weights, files)
+    model.freeze(weights.proteins, torch.float32)
+    recorded = np.load(ORACLE / "tokens_cells.npz")
+    ids, counts = torch.from_numpy(recorded["ids"][:, 1:]), torch.from_numpy(recorded["counts"])
+    with Waits() as waits, torch.inference_mode():
+        model(ids, counts)
+    assert waits.found == []
+    assert waits.operations > 40  # a whole pass was seen
 
 
 def test_proteins_inside_the_checkpoint_serve_as_well() -> None:

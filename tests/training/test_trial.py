@@ -14,7 +14,6 @@ from sesttune.config.load import load_config
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import prepare
 from sesttune.model.head_checkpoint import read_checkpoint
-from sesttune.training.callbacks import TrialCallback
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.schedule import learning_rate
 from sesttune.training.trial import run_trial
@@ -118,31 +117,6 @@ def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
         run_trial(config, manifest, tmp_path / device)
         losses[device] = [line["val_loss"] for line in read_metrics(tmp_path / device)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_no_step_waits_for_the_gpu(
-    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start, end, watched = TrialCallback.on_train_batch_start, TrialCallback.on_train_batch_end, []
-
-    def strict_start(self, trainer, module, batch, index):  # type: ignore[no-untyped-def]
-        start(self, trainer, module, batch, index)
-        if self.step > 0:  # the first step makes the optimizer's state
-            watched.append(self.step)
-            torch.cuda.set_sync_debug_mode("error")
-
-    def lenient_end(self, *args):  # type: ignore[no-untyped-def]
-        torch.cuda.set_sync_debug_mode("default")
-        end(self, *args)
-
-    monkeypatch.setattr(TrialCallback, "on_train_batch_start", strict_start)
-    monkeypatch.setattr(TrialCallback, "on_train_batch_end", lenient_end)
-    more = {"training.device": "cuda", "training.gradient_clip_val": 1.0}
-    config, manifest = ready(tiny, **more)
-    run_trial(config, manifest, tmp_path)
-    assert len(watched) == 19
 
 
 class Stop(Exception):

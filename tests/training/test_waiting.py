@@ -1,0 +1,76 @@
+"""No step of training waits for the device: on a GPU, and by the operations it consists of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
+from helpers.waits import Waits
+
+from sesttune.config.load import load_config
+from sesttune.data.trial_data import prepare
+from sesttune.training.callbacks import TrialCallback
+from sesttune.training.trial import run_trial
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def watch_steps(
+    monkeypatch: pytest.MonkeyPatch, before: Callable[[], object], after: Callable[[], object]
+) -> list[int]:
+    """Have both called around each step but the first, which makes the optimizer's state."""
+    start, end, watched = TrialCallback.on_train_batch_start, TrialCallback.on_train_batch_end, []
+
+    def watched_start(self, trainer, module, batch, index):  # type: ignore[no-untyped-def]
+        start(self, trainer, module, batch, index)
+        if self.step > 0:
+            watched.append(self.step)
+            before()
+
+    def watched_end(self, *args):  # type: ignore[no-untyped-def]
+        if self.step > 0:
+            after()
+        end(self, *args)
+
+    monkeypatch.setattr(TrialCallback, "on_train_batch_start", watched_start)
+    monkeypatch.setattr(TrialCallback, "on_train_batch_end", watched_end)
+    return watched
+
+
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn", "mse"])
+def test_no_step_asks_for_a_value(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    waits = Waits()
+    watched = watch_steps(monkeypatch, waits.__enter__, lambda: waits.__exit__(None, None, None))
+    more: dict[str, object] = {
+        "model.kwargs.loss": loss,
+        "training.gradient_clip_val": 1.0,
+        "training.ema_decay": 0.99,
+        "training.lr_schedule": "cosine",
+        "training.precision": "bf16",
+    }
+    config = load_config(base=tiny.settings(**more))
+    run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    assert (len(watched), waits.found) == (19, [])
+    assert waits.operations > 19 * 200  # a whole step was seen, forward and backward
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_step_waits_for_the_gpu(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch_steps(
+        monkeypatch,
+        lambda: torch.cuda.set_sync_debug_mode("error"),
+        lambda: torch.cuda.set_sync_debug_mode("default"),
+    )
+    more = {"training.device": "cuda", "training.gradient_clip_val": 1.0}
+    config = load_config(base=tiny.settings(**more))
+    run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    assert len(watched) == 19
