@@ -10,21 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sesttune.config.load import from_dict, to_overrides, with_point
+from sesttune.config.paths import PATHS
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 SHOWN = ("training.max_steps", "training.train_seed", "training.replicate")
 """Settings that the command names even where they are the default."""
 PLACES = (
-    "data.kwargs.toml_config_path",
-    "data.kwargs.perturbation_features_file",
-    "data.kwargs.gene_list",
+    *PATHS,
     "data.kwargs.num_workers",
     "data.kwargs.store_location",
-    "data.cache_dir",
-    "model.kwargs.se_model_path",
-    "model.kwargs.se_checkpoint_path",
-    "model.checkpoint",
     "training.device",
     "tracking.uri",
     "tracking.experiment",

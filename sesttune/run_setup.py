@@ -19,6 +19,7 @@ from rich.console import Console
 
 from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, to_yaml, with_point
+from sesttune.config.paths import with_whole_paths
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError
@@ -58,7 +59,10 @@ def prepare_run(
     console: Console,
     runner: Runner = encode_here,
 ) -> Run:
-    """Check and prepare the data, encode what is not cached, and create the run folder."""
+    """Check and prepare the data, encode what is not cached, and create the run folder.
+
+    Its settings name files by whole paths: workers and `--resume` may be in another folder.
+    """
     from sesttune.tracking.store import check_store
     from sesttune.training.compiled import check_compiler
 
@@ -68,7 +72,8 @@ def prepare_run(
     there = next(parent for parent in folder.parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"output_dir={config.output_dir}: {there} cannot be written to")
-    config, start = _starting_state(config, space)
+    config = with_whole_paths(config)
+    start = _starting_state(config, space)
     console.print(to_yaml(config), highlight=False, style="dim")
     manifest, about = _prepare_data(config, console, runner)
     if start is not None:
@@ -90,21 +95,14 @@ def prepare_run(
     return Run(folder, config, manifest, listed)
 
 
-def _starting_state(
-    config: Config, space: "SearchSpace | None"
-) -> tuple[Config, dict[str, Any] | None]:
-    """What trials go on from, if anything, checked as far as it can be without the data.
-
-    The settings name it by its whole path: workers and `--resume` may be in another folder.
-    """
+def _starting_state(config: Config, space: "SearchSpace | None") -> dict[str, Any] | None:
+    """What trials go on from, if anything, checked as far as it can be without the data."""
     if config.model.checkpoint is None:
-        return config, None
+        return None
     from sesttune.training.starting_point import starting_state
 
-    path = Path(config.model.checkpoint).expanduser().absolute()
-    config = with_point(config, {"model.checkpoint": str(path)})
     steps = space.shortest(config) if space is not None else config.training.max_steps
-    return config, starting_state(with_point(config, {"training.max_steps": steps}))
+    return starting_state(with_point(config, {"training.max_steps": steps}))
 
 
 def open_run(output_dir: str, name: str) -> Run:

@@ -77,14 +77,28 @@ def test_sizes_of_a_head_that_is_there_are_not_searched(
     )
 
 
-def test_a_starting_point_is_kept_by_its_whole_path(
-    tiny: TinyData, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_gone_on_with_from_another_folder(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(first_state(tiny).parent)
-    more = {"model.checkpoint": "last.ckpt", "name": "longer", "training.max_steps": 25}
-    assert run(train.main, arguments(tiny, **more)) == 0
-    kept = open_run(str(tiny.folder / "outputs"), "longer").config.model.checkpoint
-    assert kept == str(first_state(tiny))
+    monkeypatch.chdir(tiny.folder)
+    more = {
+        "data.kwargs.toml_config_path": tiny.split_file.name,
+        "data.kwargs.perturbation_features_file": tiny.features.name,
+        "data.cache_dir": "cache",
+        "model.checkpoint": first_state(tiny).relative_to(tiny.folder),
+        "tracking.uri": "sqlite:///own.db",
+        "output_dir": "outputs",
+        "training.max_steps": 25,
+    }
+    assert run(train.main, arguments(tiny, name="longer", **more)) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(train.main, ["--resume", "longer", f"output_dir={tiny.folder / 'outputs'}"]) == 0
+    assert not list(tmp_path.iterdir())
+    kept = open_run(str(tiny.folder / "outputs"), "longer").config
+    assert kept.model.checkpoint == str(first_state(tiny))
+    assert kept.data.cache_dir == str(tiny.folder / "cache")
+    assert kept.data.kwargs.gene_list is None
+    assert kept.tracking.uri == f"sqlite:///{tiny.folder / 'own.db'}"
 
 
 def test_a_run_does_not_go_on_with_other_inputs(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from sesttune.config.paths import whole_uri
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
@@ -22,17 +23,11 @@ def tracking_uri(config: Config, before: str | None = None) -> str:
     """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
-        return _absolute(named)
+        return whole_uri(named)
     if before is not None and not before.startswith("sqlite:"):
         return before
     folder = Path(config.output_dir).expanduser().absolute()
     return f"sqlite:///{folder / DATABASE}"
-
-
-def _absolute(uri: str) -> str:
-    """`sqlite:///mlflow.db` names a file of the working directory, and is delivered to later."""
-    file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(file).absolute()}" if file != uri and file else uri
 
 
 def check_store(config: Config) -> None:

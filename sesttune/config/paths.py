@@ -1,0 +1,39 @@
+"""Which settings name files, and where those lie whatever folder a run is gone on with from."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sesttune.config.load import with_point
+from sesttune.config.schema import Config
+
+PATHS = (
+    "data.kwargs.toml_config_path",
+    "data.kwargs.perturbation_features_file",
+    "data.kwargs.gene_list",
+    "data.cache_dir",
+    "model.kwargs.se_model_path",
+    "model.kwargs.se_checkpoint_path",
+    "model.checkpoint",
+)
+SQLITE = "sqlite:///"
+
+
+def with_whole_paths(config: Config) -> Config:
+    """`config` with whole paths for those from the working directory; `~` stays as it is."""
+    settings = OmegaConf.structured(config)
+    named = {key: OmegaConf.select(settings, key) for key in PATHS}
+    whole: dict[str, object] = {
+        key: str(Path(path).absolute())
+        for key, path in named.items()
+        if path is not None and not Path(path).expanduser().is_absolute()
+    }
+    if config.tracking.uri is not None:
+        whole["tracking.uri"] = whole_uri(config.tracking.uri)
+    return with_point(config, whole)
+
+
+def whole_uri(uri: str) -> str:
+    """`sqlite:///mlflow.db` names a file of the working directory: its whole path; others as is."""
+    file = uri.removeprefix(SQLITE)
+    return f"{SQLITE}{Path(file).absolute()}" if file != uri and file else uri
