@@ -36,8 +36,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     console = open_console()
     config = read_config(args)
+    import torch
+
+    from sesttune.machine import cores
     from sesttune.run_setup import ensure_data, open_run, prepare_run
 
+    # torch knows no quota, of a container or a batch job: its threads would wait for each other.
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if args.resume is not None:
         others = [o for o in args.overrides if not o.lstrip("+").startswith("output_dir=")]
         if others or args.config:

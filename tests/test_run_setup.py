@@ -101,6 +101,19 @@ def test_a_run_is_gone_on_with_from_another_folder(
     assert kept.tracking.uri == f"sqlite:///{tiny.folder / 'own.db'}"
 
 
+def test_a_training_takes_the_cores_that_its_control_group_leaves(
+    tiny: TinyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("sesttune.machine.cores", lambda: 1)
+    torch.set_num_threads(2)
+    try:
+        assert run(train.main, arguments(tiny, name="in-one-core")) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_run_does_not_go_on_with_other_inputs(
     tiny: TinyData, capsys: pytest.CaptureFixture[str]
 ) -> None:
