@@ -7,17 +7,18 @@ never a silently ignored setting.
 """
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sesttune.config.checks import check_values
 from sesttune.config.schema import Config
+from sesttune.config.values import read_value, value_in_file, write_value
 from sesttune.errors import UserError
 
 
@@ -49,10 +50,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise UserError(f"'{text}' is not an override: write key=value, e.g. training.lr=3e-4")
     check_key(key)
     try:
-        read = _yaml_value(value)
-        # name=007 is no 7: what takes text gets it as it was written.
-        as_text = _takes_text(key) and isinstance(read, int | float)
-        return key, value if as_text else read
+        return key, read_value(key, value)
     except Exception as error:  # yaml and omegaconf raise unrelated families
         raise UserError(f"{key}: cannot read the value '{value}' ({_first_line(error)})") from None
 
@@ -61,7 +59,7 @@ def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
     """`key=value` for every setting that is not the default, and for `always`."""
     settings, defaults = _flatten(to_dict(config)), _flatten(to_dict(Config()))
     return [
-        f"{key}={_as_yaml(value)}"
+        f"{key}={write_value(key, value)}"
         for key, value in settings.items()
         if key in always or value != defaults[key]
     ]
@@ -134,11 +132,19 @@ def _read_yaml(file: Path) -> dict[str, object]:
         raise UserError(f"config file {file} does not exist")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
+        written = yaml.load(file.read_text(), Loader=yaml.BaseLoader)  # of which all is text
     except Exception as error:  # yaml and omegaconf raise unrelated families
         raise UserError(f"config file {file} is not valid YAML: {_first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"config file {file} must hold a mapping of settings")
-    return _flatten(cast(dict[str, object], content))
+    settings, texts = _flatten(cast(dict[str, object], content)), _flatten(written)
+    for key, value in settings.items():
+        check_key(key)
+        try:
+            settings[key] = value_in_file(key, value, texts.get(key))
+        except ValueError as error:
+            raise UserError(f"config file {file}: {key}={texts[key]}: {error}") from None
+    return settings
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -152,15 +158,6 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, obje
     return flat
 
 
-def _takes_text(key: str) -> bool:
-    """Whether the setting is text, and not a number that may be text too."""
-    schema: Any = Config
-    for name in key.split("."):
-        schema = next(item.type for item in fields(schema) if item.name == name)
-    kinds = get_args(schema) or (schema,)
-    return str in kinds and not {int, float}.intersection(kinds)
-
-
 def _leaf_keys(schema: type, prefix: str) -> list[str]:
     keys: list[str] = []
     for item in fields(schema):
@@ -169,23 +166,6 @@ def _leaf_keys(schema: type, prefix: str) -> list[str]:
         else:
             keys.append(f"{prefix}{item.name}")
     return keys
-
-
-def _yaml_value(text: str) -> object:
-    # The YAML reader of OmegaConf, so that 1e-4 is a float and null is None.
-    parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
-    return cast(dict[str, object], parsed)["value"]
-
-
-def _as_yaml(value: object) -> str:
-    """`value` so that `_yaml_value` reads the same; text is quoted only where it must be."""
-    if isinstance(value, str):
-        try:
-            if _yaml_value(value) == value:
-                return value
-        except Exception:  # yaml and omegaconf raise unrelated families
-            pass
-    return json.dumps(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -115,6 +115,9 @@ def test_precedence_base_file_overrides(tmp_path: Path) -> None:
         ("sweep.rungs=[]", "write null for the usual"),
         ("sweep.target_val_loss=nan", "must be a finite number"),
         ("training.lr='${nope}'", "training.lr: .*nope"),
+        ("training.max_steps=0500", "training.max_steps: .* '0500' .*without a leading 0"),
+        ("training.max_steps=1:30", "plain decimal numbers"),
+        ("sweep.rungs=[0100, 200]", "plain decimal numbers"),
     ],
 )
 def test_bad_overrides_are_one_line_that_names_the_key(override: str, message: str) -> None:
@@ -130,6 +133,39 @@ def test_text_is_taken_as_it_was_written() -> None:
     assert load_config(["name=null", "sweep.gpus_per_trial=0.5"]).name is None
     assert load_config(["sweep.gpus_per_trial=0.5"]).sweep.gpus_per_trial == 0.5
     assert load_config(to_overrides(config)) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["exp #1", "*ctrl", "a: b", "@x", "%ctrl", "#1", "[a", "no", "null x", "'"]
+)
+def test_a_label_may_hold_what_yaml_has_a_meaning_for(text: str, tmp_path: Path) -> None:
+    config = load_config([f"data.kwargs.control_pert={text}"])
+    assert config.data.kwargs.control_pert == text
+    assert load_config(to_overrides(config)) == config
+    (tmp_path / "kept.yaml").write_text(to_yaml(config))
+    assert load_config(file=tmp_path / "kept.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["'null'", '"null"'])
+def test_quoted_text_is_what_is_in_the_quotes(text: str) -> None:
+    config = load_config([f"name={text}"])
+    assert config.name == "null"
+    assert load_config(to_overrides(config)) == config
+
+
+def test_text_in_a_file_is_taken_as_it_was_written_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: 007\ndata: {kwargs: {control_pert: no, batch_col: '1'}}\noutput_dir: ~/x\n"
+    )
+    config = load_config(file=file)
+    assert (config.name, config.output_dir) == ("007", "~/x")
+    assert (config.data.kwargs.control_pert, config.data.kwargs.batch_col) == ("no", "1")
+    file.write_text("training: {max_steps: 0500}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: training.max_steps=0500: write plain dec"):
+        load_config(file=file)
+    file.write_text("name: null\n")
+    assert load_config(file=file).name is None
 
 
 def test_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
