@@ -75,6 +75,7 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     point = dict(parse_override(text) for text in args.overrides)
     if point:  # the model's genes are compared by name, which says more than their number
         point |= {"model.kwargs.input_dim": None, "model.kwargs.output_dim": None}
+    own = None
     if args.model is not None:
         model = stored_model(args.model, uri)
         config = with_point(model.config, point)
@@ -92,6 +93,8 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
         models["against"] = stored_model(args.against, uri)
     scores = evaluate_models(models, data, config, split, console)
     console.print(heading(model, split, data), highlight=False, soft_wrap=True)
+    if data.fingerprint != model.about["data_fingerprint"]:
+        console.print(_other_data(own, data, split), highlight=False, soft_wrap=True)
     console.print(score_table(scores))
     if scores["cell_type"].nunique() > 1:
         console.print(score_table(scores, "cell_type"))
@@ -107,6 +110,17 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
         console.print(f"every condition: {args.output}", highlight=False, soft_wrap=True)
     if args.cell_eval is not None:
         console.print(_cell_eval(model, data, config, split, args.cell_eval))
+
+
+def _other_data(own: "TrialData | None", data: "TrialData", split: str) -> str:
+    """What data that are not the model's own mean for its scores; `own`: where they are known."""
+    from sesttune.held_out import trained_conditions
+
+    said = "not the data it was trained on:"
+    if own is None:
+        return f"{said} it may have been trained on some of these conditions"
+    seen, total = trained_conditions(own, data, split), len(data.conditions(split))
+    return f"{said} {seen} of these {total} conditions were in its training"
 
 
 def _show_extremes(scores: "pd.DataFrame", console: "Console") -> None:

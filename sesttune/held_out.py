@@ -137,24 +137,45 @@ def _as_seen_by(model: Model, data: "TrialData", config: "Config", console: Cons
     from omegaconf import OmegaConf
 
     from sesttune.config.load import known_keys, with_point
+    from sesttune.data.identity import other_embeddings
     from sesttune.run_setup import prepared_data
 
     if model.about["genes"] != data.store.genes:
         raise UserError(f"{model.label} predicts other genes than these data have")
+    _refuse_another_scale(model, data, config)
     settings = OmegaConf.structured(config)
     own = ("data.kwargs.embed_key", "data.kwargs.perturbation_features_file")
     shared = [k for k in known_keys() if k.startswith("data.") and k not in own]
     shared.append("training.train_seed")  # it may choose the validation conditions
     point = {key: OmegaConf.select(settings, key) for key in shared}
     seen = prepared_data(with_point(model.config, point), console)
-    if seen.encoder["sha256"] != model.about["encoder"]["sha256"]:
+    then = model.about["encoder"]
+    same_cells = model.about["data_fingerprint"] == data.fingerprint
+    if other_embeddings(then, seen.encoder, same_cells):
         raise UserError(
-            f"{model.label} was trained with the encoder {model.about['encoder']['label']} of "
-            f"sha256 {model.about['encoder']['sha256'][:12]}, but {seen.encoder['path']} is another"
+            f"{model.label} was trained with the encoder {then['label']} of "
+            f"sha256 {then['sha256'][:12]}, but {seen.encoder['path']} is another"
+            if then["sha256"]
+            else f"{model.label} was trained with {then['label']}, but these hold other embeddings"
         )
     if seen.store.fingerprint != data.store.fingerprint:
         raise UserError(f"{model.label} cannot be shown the same cells")
     return seen
+
+
+def _refuse_another_scale(model: Model, data: "TrialData", config: "Config") -> None:
+    own, these = model.config.data.kwargs, config.data.kwargs
+    raw = any(about["values"] == "raw" for about in data.store.files)
+    given = {own.counts, these.counts} == {"raw", "log1p"}
+    for key, differs in (
+        ("target_sum", raw and own.target_sum != these.target_sum),
+        ("counts", given),
+    ):
+        if differs:
+            raise UserError(
+                f"{model.label} was trained with data.kwargs.{key}={getattr(own, key)}, these data "
+                f"are taken with {getattr(these, key)}: its predictions have another scale"
+            )
 
 
 def heading(model: "Model", split: str, data: "TrialData") -> str:
@@ -162,9 +183,22 @@ def heading(model: "Model", split: str, data: "TrialData") -> str:
     conditions = data.conditions(split)
     cells = sum(len(condition.rows) for condition in conditions)
     said = f"{model.label} on {split}: {len(conditions)} conditions, {cells:,} perturbed cells"
-    if split == "val":
+    if split == "val" and data.fingerprint == model.about["data_fingerprint"]:
         said += " (which chose the model, so these figures flatter it)"
     return said
+
+
+def trained_conditions(own: "TrialData", data: "TrialData", split: str) -> int:
+    """How many of `split`'s conditions (cell type and perturbation) `own` has for training."""
+
+    def named(of: "TrialData", part: str) -> list[tuple[str, str]]:
+        names = of.store.names
+        return [
+            (names["cell_type"][c.cell_type], names["pert"][c.pert]) for c in of.conditions(part)
+        ]
+
+    trained = set(named(own, "train"))
+    return sum(name in trained for name in named(data, split))
 
 
 def score_table(scores: "pd.DataFrame", by: str | None = None) -> "Table":

@@ -1,6 +1,8 @@
 """`sesttune evaluate` on trainings of the tiny data."""
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -86,8 +88,25 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
     whole = Path(config.data.kwargs.toml_config_path or "")
     other = whole.with_name("other.toml")
     other.write_text(whole.read_text().replace('test = ["P2"]', 'test = ["P2", "P3"]'))
-    assert call(outputs, "--model", str(poor), f"data.kwargs.toml_config_path={other}") == 0
-    assert f"{poor} on test: 8 conditions" in capsys.readouterr().out
+    there = f"data.kwargs.toml_config_path={other}"
+    assert call(outputs, "--model", str(poor), there) == 0
+    shown = capsys.readouterr().out
+    assert f"{poor} on test: 8 conditions" in shown
+    assert "it may have been trained on some of these" in shown
+    assert call(outputs, "--sweep", POOR, there) == 0
+    assert "1 of these 8 conditions were in its training" in capsys.readouterr().out
+
+
+def test_a_folder_is_not_shown_other_embeddings_of_the_same_cells(
+    outputs: Path, poor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(poor, moved := tmp_path / "moved")
+    assert call(outputs, "--model", str(moved)) == 0
+    about = json.loads((moved / "head.json").read_text())
+    about["encoder"]["values"] = "f" * 64
+    (moved / "head.json").write_text(json.dumps(about))
+    assert call(outputs, "--model", str(moved)) == 2
+    assert "but these hold other embeddings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -101,6 +120,7 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
         (["--sweep", GOOD, "--output", "gone/scores.csv"], "gone is not a folder"),
         (["--sweep", GOOD, "training.lr=1"], "only data.* settings can be changed"),
         (["--sweep", GOOD, "data.kwargs.gene_list=genes.txt"], "predicts other genes"),
+        (["--sweep", GOOD, "data.kwargs.target_sum=1e6"], "target_sum=10000.0, these data are"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -21,6 +21,19 @@ def identity(data: TrialData) -> dict[str, Any]:
     }
 
 
+def other_embeddings(
+    then: Mapping[str, Any], now: Mapping[str, Any], same_cells: bool = False
+) -> bool:
+    """Whether embeddings come of another encoder, or of another `obsm` key where files hold them.
+
+    Those of a file name no encoder: they are other ones, too, where the same cells have others.
+    """
+    if then["sha256"] or now["sha256"]:
+        return bool(then["sha256"] != now["sha256"])
+    one, two = then.get("values"), now.get("values")
+    return bool(then["path"] != now["path"] or (same_cells and one and two and one != two))
+
+
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The parts in which two identities differ, in words; what one does not say is no difference.
 

@@ -22,7 +22,7 @@ from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.errors import UserError
 
-STORE_VERSION = 4
+STORE_VERSION = 5
 LOG1P_LIMIT = 35.0
 """No log1p of counts is larger: exp(35) exceeds every sequencing depth."""
 
@@ -133,12 +133,14 @@ def _write(
     np.save(folder / "indptr.npy", np.concatenate(([0], np.cumsum(counts, dtype=np.int64))))
     np.save(folder / "control_digests.npy", np.concatenate(digests))
     shrink_values(folder / "values.npy")
+    kinds = [file["values"] for file in described]
+    scale = kwargs.target_sum if "raw" in kinds else None
     about = {
         "genes": genes,
         "control_pert": kwargs.control_pert,
         "files": described,
         "notes": notes,
-        "fingerprint": hashed.result(obs),
+        "fingerprint": digest(hashed.result(obs), kinds, scale),
     }
     (folder / "store.json").write_text(json.dumps(about))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sesttune.config.schema import Config
+from sesttune.data.identity import other_embeddings
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import check_shapes
@@ -49,10 +50,10 @@ def refuse_other_data(state: dict[str, Any], config: Config, data: TrialData) ->
     """Raise UserError where the head of `starting_state` was made for other data than these."""
     source = Path(str(config.model.checkpoint)).expanduser()
     then, now = state["encoder"], data.encoder
-    if then["sha256"] != now["sha256"]:
+    if other_embeddings(then, now):
+        one, other = (f"{e['label']} ({e['sha256'][:12] or 'no encoder'})" for e in (then, now))
         raise UserError(
-            f"model.checkpoint: {source} was trained on embeddings of {then['label']} "
-            f"({then['sha256'][:12]}), these are of {now['label']} ({now['sha256'][:12]})"
+            f"model.checkpoint: {source} was trained on embeddings of {one}, these are of {other}"
         )
     if state.get("genes", data.genes_key) != data.genes_key:  # older ones do not say
         raise UserError(

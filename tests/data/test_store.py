@@ -64,6 +64,22 @@ def test_detection_can_be_overridden(tmp_path: Path) -> None:
     assert np.array_equal(store.dense(np.arange(100)), counts)
 
 
+def test_values_on_another_scale_are_other_data(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["alpha"]
+
+    def fingerprint(source: Path, **more: object) -> str:
+        kwargs = DataKwargs(**more)  # type: ignore[arg-type]
+        return build_store([SourceFile(source, "t")], kwargs, tmp_path / "c").fingerprint
+
+    raw = fingerprint(path)
+    assert fingerprint(path, counts="raw") == raw
+    assert len({raw, fingerprint(path, target_sum=1e6), fingerprint(path, counts="log1p")}) == 3
+    cells = anndata.read_h5ad(path)
+    cells.X = sparse.csr_matrix(normalised(cells.X.toarray()).astype(np.float32))
+    cells.write_h5ad(logged := tmp_path / "logged.h5ad")
+    assert fingerprint(logged) == fingerprint(logged, target_sum=1e6)  # taken as they are
+
+
 def test_genes_are_aligned_by_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = ["non-targeting", "P0"] * 5

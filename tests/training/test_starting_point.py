@@ -96,6 +96,7 @@ def test_a_head_made_for_other_data_is_refused(tiny: TinyData, ended: Path, tmp_
     refuse_other_data(state, config, data)
     for change, message in (
         ({"encoder": {"sha256": "e" * 64, "label": "E"}}, "was trained on embeddings of E .eeeeee"),
+        ({"encoder": {"sha256": "", "path": "obsm['A']", "label": "A"}}, "embeddings of A .no enc"),
         ({"genes": "f" * 16}, "was trained on other genes than these 60, or on these in another"),
         ({"model": {**state["model"], "pert_encoder.0.weight": torch.zeros(16, 9)}}, r"\(16, 9\)"),
     ):
