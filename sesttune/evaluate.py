@@ -71,17 +71,17 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     from sesttune.run_setup import open_run, prepared_data, run_data
     from sesttune.tracking.store import tracking_uri
 
-    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
+    known = None if args.sweep is None else open_run(args.output_dir, args.sweep)
+    uri = tracking_uri(known.config if known else load_config([f"output_dir={args.output_dir}"]))
     point = dict(parse_override(text) for text in args.overrides)
     if point:  # the model's genes are compared by name, which says more than their number
         point |= {"model.kwargs.input_dim": None, "model.kwargs.output_dim": None}
     own = None
-    if args.model is not None:
+    if known is None:
         model = stored_model(args.model, uri)
         config = with_point(model.config, point)
         data = prepared_data(config, console)
     else:
-        known = open_run(args.output_dir, args.sweep)
         record = chosen_trial(known, args.trial)
         own = run_data(known, console)
         model = trial_model(known, record, args.step, own)

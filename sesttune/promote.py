@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -80,7 +81,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     from sesttune.model.state_export import export_state, infer_command
     from sesttune.result import unfinished
     from sesttune.run_setup import run_data
-    from sesttune.tracking.aliases import MODEL_NAME, move_alias, serving
+    from sesttune.tracking.aliases import MODEL_NAME, move_alias, refuse_overtaken, serving
     from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.sync import RunTracker
 
@@ -113,18 +114,19 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
         **{name: f"{value:.6g}" for name, value in held_out.items()},
         **({"forced": args.force} if args.force else {}),
     }
+    refuse_overtaken(uri, args.alias, champion)  # scoring takes minutes on real data
     log_held_out(run_id, held_out, candidate.about["step"], uri)
     with tempfile.TemporaryDirectory() as folder:
         about = write_model(Path(folder), candidate.head, candidate.about, data)
         version = register(run_id, Path(folder), about, tags, uri)
+        refuse_overtaken(uri, args.alias, champion)
         move_alias(uri, args.alias, version)
         if args.export_state is not None:
             features = load_file(Path(folder) / FEATURES_FILE)
             export_state(args.export_state, candidate.head, about, features)
     console.print(
         f"registered {MODEL_NAME} version {version} as '{args.alias}' ({candidate.label})\n"
-        f"use it: {program()} predict --model models:/{MODEL_NAME}@{args.alias} "
-        f"--adata IN.h5ad --output OUT.h5ad",
+        f"use it: {_predict_command(known, args)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -132,6 +134,17 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
         infer = infer_command(args.export_state, about)
         console.print(f"or:     {infer}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _predict_command(known: "Run", args: argparse.Namespace) -> str:
+    from sesttune.tracking.aliases import MODEL_NAME
+
+    words = ["predict", "--model", f"models:/{MODEL_NAME}@{args.alias}"]
+    words += ["--adata", "IN.h5ad", "--output", "OUT.h5ad"]
+    words += ["--output-dir", args.output_dir] if args.output_dir != "outputs" else []
+    own = known.config.tracking.uri  # the environment's, where it counts, is there already
+    store = f"MLFLOW_TRACKING_URI={shlex.quote(own)} " if own is not None else ""
+    return f"{store}{program()} {shlex.join(words)}"
 
 
 def _refuse_the_same(

@@ -58,6 +58,8 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     about = json.loads((run.folder / DATA).read_text())
     listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
     name, where = shlex.quote(run.folder.name), shlex.quote(run.config.output_dir)
+    own = run.config.tracking.uri
+    store = f"output_dir={run.config.output_dir}" if own is None else f"tracking.uri={own}"
     report = run.folder / REPORT
     lines = [
         ("baselines", listed),
@@ -67,7 +69,7 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
         *_how_trials_ran(run.folder),
         *([("plan", off)] if (off := against_plan(run.folder)) else []),
         *([("report", str(report))] if report.exists() else []),
-        ("browse", f"{program()} ui output_dir={where}"),
+        ("browse", f"{program()} ui {shlex.quote(store)}"),
     ]
     failed = [row for row in _rows(outcome) if str(row["ended_by"]).startswith("error")]
     if failed:

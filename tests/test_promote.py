@@ -6,12 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers.trained_runs import GOOD, POOR, write_trained
+from helpers.trained_runs import GOOD, POOR, run_training, write_trained
 from mlflow import MlflowClient
 
-from sesttune import promote
+from sesttune import evaluate, promote
 from sesttune.command import run as run_command
-from sesttune.tracking.aliases import serving, versions
+from sesttune.tracking.aliases import move_alias, serving, versions
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_the_first_version_becomes_champion_and_says_how_it_was_made(
     assert "poor/001 at step 1 on test: 7 conditions, 70 perturbed cells" in shown
     assert "perturbation_mean" in shown
     assert "registered se-st version 1 as 'champion'" in shown
+    assert f"--output OUT.h5ad --output-dir {outputs}\n" in shown
     champion = serving(uri, "champion")
     assert champion is not None
     about = json.loads((outputs / POOR / "data.json").read_text())
@@ -131,6 +132,35 @@ def test_an_earlier_checkpoint_can_be_promoted_under_another_alias(
     assert "kept checkpoints of steps 20, 40, 60" in capsys.readouterr().err
     assert call(outputs, "--rollback", "--alias", "early") == 2
     assert "is the first 'early': nothing to roll back to" in capsys.readouterr().err
+
+
+def test_one_that_was_compared_with_a_former_champion_does_not_take_over(
+    outputs: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge, before = promote._judge, len(versions(uri))
+
+    def slowly(*arguments: object) -> object:
+        move_alias(uri, "race", "1")  # by another process
+        return judge(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(promote, "_judge", slowly)
+    assert call(outputs, "--sweep", GOOD, "--alias", "race") == 2
+    assert "se-st version 1 became 'race' meanwhile" in capsys.readouterr().err
+    serves = serving(uri, "race")
+    assert serves is not None
+    assert (serves.version, len(versions(uri))) == ("1", before)
+
+
+def test_a_store_of_its_own_is_named_where_it_is_needed(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"sqlite:///{tmp_path / 'own.db'}"
+    run_training(outputs.parent / "settings.yaml", "apart", [f"tracking.uri={own}"])
+    assert f"ui tracking.uri={own}" in capsys.readouterr().out
+    assert call(outputs, "--sweep", "apart") == 0
+    assert f"use it: MLFLOW_TRACKING_URI={own} " in capsys.readouterr().out
+    arguments = ["--sweep", "apart", "--against", "models:/se-st@champion"]
+    assert run_command(evaluate.main, [*arguments, "--output-dir", str(outputs)]) == 0
 
 
 def test_a_server_that_is_away_is_one_line(

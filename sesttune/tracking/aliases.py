@@ -57,6 +57,16 @@ def serving(uri: str, alias: str) -> Version | None:
     return next((item for item in versions(uri) if alias in item.aliases), None)
 
 
+def refuse_overtaken(uri: str, alias: str, over: Version | None) -> None:
+    """Raise UserError where `alias` is no longer at `over`, which a candidate was compared with."""
+    now = serving(uri, alias)
+    if now is not None and (over is None or now.version != over.version):
+        raise UserError(
+            f"{MODEL_NAME} version {now.version} became '{alias}' meanwhile: promote again to "
+            "compare with it"
+        )
+
+
 def move_alias(uri: str, alias: str, version: str) -> str | None:
     """Point `alias` at `version`; returns the version before it, which is kept as `previous`."""
     client, now = registry(uri), serving(uri, alias)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def _outcome(
             "",
             f"**Winner:** {_linked(best['trial'], links)} {best['parameters']}".rstrip()
             + f", val_loss {best['best_val_loss']:.4g} at step {best['best_step']:,}; "
-            f"promote it: `sesttune promote --sweep {name}`",
+            f"promote it: `sesttune promote --sweep {shlex.quote(name)}`",
         ]
     if result.get("remedy"):
         lines += ["", f"**Remedy:** `{result['remedy']}`"]

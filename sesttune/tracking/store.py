@@ -119,7 +119,8 @@ def require_store(uri: str) -> None:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(
             f"nothing is tracked in {uri.removeprefix('sqlite:///')}: run a sweep first, "
-            "or name the folder of an earlier one (output_dir=, --output-dir)"
+            "name the folder of an earlier one (output_dir=, --output-dir), or set "
+            "MLFLOW_TRACKING_URI to the store it was tracked in"
         )
 
 
