@@ -11,7 +11,7 @@ import glob
 import itertools
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def read_split_file(path: Path) -> SplitFile:
     if not named:
         raise UserError(f'{path}: no [datasets]; write e.g. mydata = "folder" under it')
     datasets = {name: _data_files(str(where), name, path) for name, where in named.items()}
+    _check_each_file_once(datasets, path)
     training = _table(content, "training", path)
     for name, value in training.items():
         _known_dataset(name, datasets, path, "[training]")
@@ -226,6 +227,19 @@ def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
     if not files:
         raise UserError(f"{path}: [datasets] {name}: no .h5ad or .h5 file in {target}")
     return tuple(files)
+
+
+def _check_each_file_once(datasets: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """The same cells under two names could be trained on and held out."""
+    seen: dict[Path, str] = {}
+    for name, files in datasets.items():
+        for file in files:
+            here, real = f"{name} ({file})", file.resolve()
+            if real in seen:
+                raise UserError(
+                    f"{path}: [datasets] {seen[real]} and {here} are the same file: name it once"
+                )
+            seen[real] = here
 
 
 def expand_braces(pattern: str) -> list[str]:

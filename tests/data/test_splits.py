@@ -30,6 +30,13 @@ def write(folder: Path, text: str) -> Path:
     return folder / "split.toml"
 
 
+def files_of(folder: Path, where: str) -> list[str]:
+    """What `where` names, relative to `folder`."""
+    text = f'[datasets]\nd = "{where}"\n[training]\nd = "train"\n'
+    files = read_split_file(write(folder, text)).datasets["d"]
+    return [str(file.relative_to(folder)) for file in files]
+
+
 def test_every_condition_goes_where_the_tables_say(tmp_path: Path) -> None:
     splits, notes = assign_splits(read_split_file(write(tmp_path, GOOD)), CONDITIONS, 0.1, 0)
     assert {c for c, s in splits.items() if s == "test"} == {
@@ -68,7 +75,8 @@ def test_hold_out_follows_the_seed(tmp_path: Path) -> None:
 
 
 def test_a_dataset_outside_training_is_left_out(tmp_path: Path) -> None:
-    text = '[datasets]\nd = "cells"\ne = "cells"\n[training]\nd = "train"\n'
+    (tmp_path / "e.h5ad").touch()
+    text = '[datasets]\nd = "cells"\ne = "e.h5ad"\n[training]\nd = "train"\n'
     conditions = [*CONDITIONS, ("e", "alpha", "P0")]
     splits, _ = assign_splits(read_split_file(write(tmp_path, text)), conditions, 0.3, 0)
     assert ("e", "alpha", "P0") not in splits
@@ -77,12 +85,27 @@ def test_a_dataset_outside_training_is_left_out(tmp_path: Path) -> None:
 def test_datasets_as_folder_file_and_glob(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.h5ad").touch()
-    text = '[datasets]\none = "a.h5ad"\ntwo = "{b,c}.h5ad"\nall = "."\nstar = "*.h5ad"\n'
-    datasets = read_split_file(write(tmp_path, text)).datasets
-    assert [p.name for p in datasets["one"]] == ["a.h5ad"]
-    assert [p.name for p in datasets["two"]] == ["b.h5ad", "c.h5ad"]
-    assert [p.name for p in datasets["all"]] == ["a.h5ad", "b.h5ad", "c.h5ad"]
-    assert datasets["star"] == datasets["all"]
+    assert files_of(tmp_path, "a.h5ad") == ["a.h5ad"]
+    assert files_of(tmp_path, "{b,c}.h5ad") == ["b.h5ad", "c.h5ad"]
+    for everything in (".", "*.h5ad", "{a,a,b,c}.h5ad"):
+        assert files_of(tmp_path, everything) == ["a.h5ad", "b.h5ad", "c.h5ad"]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ('d = "{a,b}.h5ad"\ne = "b.h5ad"', r"d \(.*/b.h5ad\) and e \(.*/b.h5ad\) are the same"),
+        ('d = "{a,cells/../a}.h5ad"', r"d \(.*/a.h5ad\) and d \(.*/cells/../a.h5ad\) are the"),
+        ('d = "b.h5ad"\ne = "link.h5ad"', r"d \(.*/b.h5ad\) and e \(.*/link.h5ad\) are the same"),
+    ],
+)
+def test_a_file_named_twice_is_refused(tmp_path: Path, datasets: str, message: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.h5ad").touch()
+    (tmp_path / "link.h5ad").symlink_to("b.h5ad")
+    path = write(tmp_path, f'[datasets]\n{datasets}\n[training]\nd = "train"\n')
+    with pytest.raises(UserError, match=f"split.toml: .datasets. {message}"):
+        read_split_file(path)
 
 
 def test_braces() -> None:
