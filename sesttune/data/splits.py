@@ -210,23 +210,24 @@ def _known_dataset(name: str, datasets: Mapping[str, object], path: Path, table:
 
 
 def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
-    """Files of a folder, a file, or a glob with {a,b} alternatives."""
-    base = Path(where).expanduser()
-    target = base if base.is_absolute() else path.parent / base
-    if target.is_dir():
-        files = sorted(f for f in target.iterdir() if f.suffix in SUFFIXES)
-    else:
-        found: list[Path] = []
-        for pattern in expand_braces(str(target)):
-            as_it_is = [pattern] if Path(pattern).is_file() else []  # its name may hold [ or *
-            matches = [Path(match) for match in as_it_is or sorted(glob.glob(pattern))]
-            if not matches:
-                raise UserError(f"{path}: [datasets] {name}: no file matches {pattern}")
-            found += matches
-        files = list(dict.fromkeys(found))
-    if not files:
-        raise UserError(f"{path}: [datasets] {name}: no .h5ad or .h5 file in {target}")
-    return tuple(files)
+    """Files of a folder, a file, or a glob with {a,b} alternatives that matches such."""
+    folder, written = path.parent, str(Path(where).expanduser())
+    found: list[Path] = []
+    # A name may hold { or * as it is, and so may the split file's own folder.
+    for pattern in [written] if (folder / written).exists() else expand_braces(written):
+        place = folder / pattern
+        matches = [pattern] if place.exists() else sorted(glob.glob(pattern, root_dir=folder))
+        files = [file for match in matches for file in _files_of(folder / match)]
+        if not files:
+            raise UserError(f"{path}: [datasets] {name}: no .h5ad or .h5 file at {place}")
+        found += files
+    return tuple(dict.fromkeys(found))
+
+
+def _files_of(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    return sorted(file for file in place.iterdir() if file.suffix in SUFFIXES)
 
 
 def _check_each_file_once(datasets: Mapping[str, Sequence[Path]], path: Path) -> None:

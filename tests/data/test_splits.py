@@ -91,6 +91,26 @@ def test_datasets_as_folder_file_and_glob(tmp_path: Path) -> None:
         assert files_of(tmp_path, everything) == ["a.h5ad", "b.h5ad", "c.h5ad"]
 
 
+def test_braces_and_globs_match_folders_too(tmp_path: Path) -> None:
+    for name in ("x1/a.h5ad", "x2/b.h5", "x2/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for where in ("{x1,x2}", "x?", f"{tmp_path}/x*"):
+        assert files_of(tmp_path, where) == ["x1/a.h5ad", "x2/b.h5"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="d: no .h5ad or .h5 file at .*/empty$"):
+        files_of(tmp_path, "{x1,empty}")
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run{1,2}", "run*"])
+def test_the_split_files_own_folder_is_no_pattern(tmp_path: Path, name: str) -> None:
+    for folder in ("run1", "run2", name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"of {folder}.h5ad").touch()
+    for where in ("*.h5ad", "{of,of} *.h5ad"):
+        assert files_of(tmp_path / name, where) == [f"of {name}.h5ad"]
+
+
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
@@ -124,7 +144,7 @@ def test_braces() -> None:
         (('d = "train"', 'd = "test"'), 'must be "train"'),
         (('["P1"]', '["P0"]'), "in val and in test"),
         (("d.gamma", "d.beta"), "in .zeroshot. and .fewshot.: keep one"),
-        (("cells", "nowhere"), "no file matches"),
+        (("cells", "nowhere"), "no .h5ad or .h5 file at .*nowhere"),
         (("val =", "vall ="), "must hold val"),
         (("[datasets]", "[datasets"), "not valid TOML"),
         (('[training]\nd = "train"\n', ""), "nothing is left to train on"),
