@@ -1,10 +1,12 @@
 """`sesttune encode`: State Embeddings of the cells of an h5ad file.
 
 Option names follow the public `state emb transform`. The embeddings go into a copy of
-the input (`obsm["X_state"]`), or alone into a `.npy`.
+the input (`obsm["X_state"]`), or alone into a `.npy`. The copy is one of bytes, so the
+rest of the file may be larger than memory, or of a kind that anndata cannot read.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     args.input, args.output = args.input.expanduser(), args.output.expanduser()
     check_output(args.output, (".h5ad", ".npy"))
-    if not args.embed_key or "/" in args.embed_key:
+    if args.embed_key in ("", ".") or "/" in args.embed_key:
         raise UserError(f"--embed-key '{args.embed_key}' must be a plain name without '/'")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed} must be in [0, 2^63)")
@@ -81,13 +83,13 @@ def _run(args: argparse.Namespace) -> int:
         min_matched=args.min_matched,
     )
     print(f"encoder: {encoder.identity['label']} (sha256 {encoder.identity['sha256'][:12]})")
-    embeddings = _encode(args.input, encoder)
+    embeddings = _encode(args.input, args.output, encoder)
     _write(args.input, args.output, embeddings, args.embed_key)
     print(f"{len(embeddings):,} cells, {embeddings.shape[1]} values each, in {args.output}")
     return 0
 
 
-def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
+def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     import numpy as np
     from rich.console import Console
 
@@ -99,6 +101,7 @@ def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
         match = encoder.match(file.var_names, file.var_columns())
         print(f"{source.name}: {match.report}")
+        _check_room(source, output, 4 * file.n_cells * encoder.embed_dim)
         show(what, done, file.n_cells)
         for block in file.iter_csr(block_rows=BLOCK_ROWS):
 
@@ -117,6 +120,17 @@ def _encode(source: Path, encoder: "SEEncoder") -> "np.ndarray":
     return np.concatenate(parts)
 
 
+def _check_room(source: Path, output: Path, size: int) -> None:
+    """Raise UserError where the disk has no room for embeddings of `size` bytes."""
+    size += source.stat().st_size if output.suffix == ".h5ad" else 0
+    free = shutil.disk_usage(output.parent).free
+    if size > free:
+        raise UserError(
+            f"--output {output} will have {size / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB "
+            "free: free some space, or name another place"
+        )
+
+
 def _write(source: Path, output: Path, embeddings: "np.ndarray", key: str) -> None:
     import numpy as np
 
@@ -125,13 +139,20 @@ def _write(source: Path, output: Path, embeddings: "np.ndarray", key: str) -> No
             if output.suffix == ".npy":
                 np.save(draft, embeddings)
             else:
-                import anndata
-
-                cells = anndata.read_h5ad(source)
-                cells.obsm[key] = embeddings
-                cells.write_h5ad(draft)
+                shutil.copyfile(source, draft)
+                _add_to(draft, embeddings, key)
     except OSError as error:
         raise UserError(f"--output {output}: cannot write it ({error})") from None
+
+
+def _add_to(path: Path, embeddings: "np.ndarray", key: str) -> None:
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "r+") as file:
+        if "obsm" not in file:
+            write_elem(file, "obsm", {})
+        write_elem(file["obsm"], key, embeddings)
 
 
 if __name__ == "__main__":

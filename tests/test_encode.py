@@ -1,0 +1,71 @@
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+
+from sesttune.encode import main
+from sesttune.errors import UserError
+
+ORACLE = Path(__file__).parent / "data_oracle"
+MODEL = [
+    *("--checkpoint", str(ORACLE / "se_tiny.ckpt")),
+    *("--protein-embeddings", str(ORACLE / "protein_embeddings.pt")),
+]
+
+
+def encode(source: Path, output: Path) -> int:
+    return main([*MODEL, "--input", str(source), "--output", str(output)])
+
+
+def written(path: Path) -> dict[str, object]:
+    """Everything in an HDF5 file but obsm: name -> bytes, or the attributes of a group."""
+    found: dict[str, object] = {}
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if not name.startswith("obsm"):
+            values = item[()] if isinstance(item, h5py.Dataset) else sorted(item.attrs)
+            found[name] = np.asarray(values).tolist()
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+def test_what_anndata_cannot_read_is_copied_as_it_is(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+    shutil.copy(ORACLE / "cells.h5ad", source)
+    with h5py.File(source, "r+") as file:
+        file["uns/odd"] = [1, 2]
+        file["uns/odd"].attrs["encoding-type"] = "of-tomorrow"
+        file["uns/odd"].attrs["encoding-version"] = "9"
+        del file["obsm"]
+    source.chmod(0o444)
+    before = source.read_bytes()
+    assert encode(source, output) == 0
+    assert source.read_bytes() == before
+    assert written(output) == written(source)
+    with h5py.File(output, "r+") as file:
+        assert np.allclose(file["obsm/X_state"], np.load(ORACLE / "expected.npy"), atol=1.5e-6)
+        del file["uns/odd"]
+        first = file["obsm/X_state"][:]
+        file["obsm/X_state"][:] = 0
+    assert encode(output, output) == 0  # what is there under the name is replaced
+    assert np.array_equal(anndata.read_h5ad(output).obsm["X_state"], first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+
+
+@pytest.mark.parametrize(("name", "needed"), [("out.npy", 0), ("out.h5ad", 1)])
+def test_a_disk_without_room_is_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, needed: int
+) -> None:
+    source = ORACLE / "cells.h5ad"
+    size = np.load(ORACLE / "expected.npy").nbytes + needed * source.stat().st_size
+    monkeypatch.setattr("sesttune.model.se_encoder.SEEncoder.encode", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size - 1))
+    with pytest.raises(UserError, match=f"{name} will have .* GB and its disk has"):
+        encode(source, tmp_path / name)
+    assert not list(tmp_path.iterdir())
