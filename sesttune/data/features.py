@@ -1,6 +1,5 @@
 """Perturbation features: a `.pt` file holding a dict of name -> vector (ESM2: 5,120 floats)."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +17,15 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
     key = "data.kwargs.perturbation_features_file"
     if not path.is_file():
         raise UserError(f"{key}: {path} does not exist")
+    wanted = "it must hold a dict of perturbation name -> tensor, written by torch.save"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{key}: {path} is not a readable tensor file: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error}") from None
+    except Exception:  # of any kind: the reader takes each byte of a foreign file for a command
+        raise UserError(f"{key}: {path} is not a readable tensor file: {wanted}") from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{key}: {path} must hold a dict of perturbation name -> vector")
+        raise UserError(f"{key}: {path}: {wanted}")
     features: dict[str, np.ndarray] = {}
     width: int | None = None
     for name, vector in content.items():
@@ -33,7 +34,7 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
         width = len(vector) if width is None else width
         if len(vector) != width:
             raise UserError(f"{key}: {path}: '{name}' has {len(vector)} values, others {width}")
-        features[str(name)] = vector.float().numpy()
+        features[str(name)] = vector.detach().to_dense().float().numpy()
     for name, array in features.items():
         if not np.isfinite(array).all():
             raise UserError(f"{key}: {path}: '{name}' holds NaN or infinity")

@@ -183,7 +183,11 @@ def _read_gene_list(path: str) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"data.kwargs.gene_list: {file} does not exist")
-    genes = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"data.kwargs.gene_list: {file} is not text in UTF-8") from None
+    genes = [line.strip() for line in lines if line.strip()]
     if not genes or len(set(genes)) < len(genes):
         raise UserError(f"data.kwargs.gene_list: {file} must list each gene once, one a line")
     return genes

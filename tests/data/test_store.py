@@ -101,6 +101,12 @@ def test_gene_list_fixes_genes_and_order(tmp_path: Path) -> None:
     files = [SourceFile(tiny.files["alpha"], "t")]
     kwargs = DataKwargs(gene_list=str(tmp_path / "genes.txt"))
     assert build_store(files, kwargs, tmp_path / "c").genes == ["G5", "G2"]
+    (tmp_path / "genes.txt").write_bytes("G5\nG2\n".encode("utf-8-sig"))
+    assert build_store(files, kwargs, tmp_path / "c").genes == ["G5", "G2"]
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "genes.txt").write_bytes("G5\nGé\n".encode(encoding))
+        with pytest.raises(UserError, match=r"gene_list: .*genes.txt is not text in UTF-8"):
+            build_store(files, kwargs, tmp_path / "c")
     (tmp_path / "genes.txt").write_text("G5\nZZ\n")
     with pytest.raises(UserError, match="lacks 1 of the 2 genes.*'ZZ'"):
         build_store(files, kwargs, tmp_path / "c")

@@ -7,6 +7,7 @@ import torch
 from helpers.tiny_data import CONTROL, MeanEncoder, TinyData, write_tiny
 
 from sesttune.config.load import load_config
+from sesttune.data.features import read_features
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
 
@@ -158,7 +159,8 @@ def test_the_fingerprint_follows_the_cells_and_the_split(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "must hold a dict"),
+        ([1, 2], "must hold a dict of perturbation name -> tensor, written by torch.save$"),
+        ({"P0": np.zeros(2)}, "not a readable tensor file: it must hold a dict .* torch.save$"),
         ({"P0": torch.zeros(2, 2)}, "'P0' is not a one-dimensional tensor"),
         ({"P0": torch.zeros(2), "P1": torch.zeros(3)}, "'P1' has 3 values, others 2"),
         ({"P0": torch.tensor([1.0, torch.nan])}, "'P0' holds NaN"),
@@ -169,6 +171,24 @@ def test_bad_feature_files_are_named(tmp_path: Path, content: object, message: s
     torch.save(content, tiny.features)
     with pytest.raises(UserError, match=message):
         open_data(tiny)
+
+
+def test_a_text_file_is_no_feature_file(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    for text in ("hello", "P0,0.1,0.2"):
+        tiny.features.write_text(text)
+        with pytest.raises(UserError, match=r"features.pt is not a readable tensor file: it must"):
+            open_data(tiny)
+
+
+def test_features_may_be_parameters_or_sparse(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    plain = read_features(tiny.features)
+    vectors = torch.load(tiny.features, weights_only=True)
+    for change in (torch.nn.Parameter, torch.Tensor.to_sparse):
+        torch.save({name: change(vector) for name, vector in vectors.items()}, tiny.features)
+        read = read_features(tiny.features)
+        assert all(np.array_equal(read[name], plain[name]) for name in plain)
 
 
 class Hostile:
