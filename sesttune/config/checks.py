@@ -1,6 +1,7 @@
 """Refuse impossible values, one line each, before anything is read or started."""
 
 import math
+import os
 
 from sesttune.config.duration import seconds
 from sesttune.config.schema import Config
@@ -10,6 +11,8 @@ SEARCHERS = ("gp", "tpe", "qmc", "random", "grid")
 """What can propose points (`search/searcher.py`)."""
 OWN_NAMES = ("mlflow.db", "mlartifacts")
 """What lies beside the runs in `output_dir` (`tracking/store.py`)."""
+_NAME_BYTES = 200
+"""A file name may have 255, and those made from it are longer."""
 
 
 def check_values(config: Config) -> None:
@@ -45,12 +48,18 @@ def check_values(config: Config) -> None:
         "sweep.reduction_factor": (sweep.reduction_factor, 2),
         "sweep.finalists": (sweep.finalists, 1),
         "sweep.seeds": (sweep.seeds, 1),
-        "training.replicate": (training.replicate, 0),
-        "training.train_seed": (training.train_seed, 0),
     }
     for key, (number, least) in at_least.items():
         if number is not None and not least <= number < math.inf:
             raise UserError(f"{key}={number} must be at least {least}, and finite")
+    bits = {  # what torch and Optuna take as seeds, and room for what is added to them
+        "training.train_seed": (training.train_seed, 63),
+        "training.replicate": (training.replicate, 32),
+        "sweep.seed": (sweep.seed, 31),
+    }
+    for key, (number, width) in bits.items():
+        if not 0 <= number < 2**width:
+            raise UserError(f"{key}={number} must be in [0, 2^{width})")
     above_zero = {
         "training.lr": training.lr,
         "training.gradient_clip_val": training.gradient_clip_val,
@@ -121,8 +130,10 @@ def check_values(config: Config) -> None:
     if config.name in OWN_NAMES:
         raise UserError(f"name={config.name} is where MLflow's own files lie: choose another name")
     if config.name is not None and (
-        not 0 < len(config.name) <= 200
+        not 0 < len(os.fsencode(config.name)) <= _NAME_BYTES
         or config.name.startswith(".")
         or not set("/\\").isdisjoint(config.name)
     ):
-        raise UserError(f"name='{config.name}' must be a plain folder name")
+        raise UserError(
+            f"name='{config.name}' must be a plain folder name of at most {_NAME_BYTES} bytes"
+        )
