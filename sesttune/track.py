@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def how_to_deliver(folder: "Path", output_dir: str) -> str:
-    """What the output of a run says when MLflow was away at its end."""
+    """What the output of a run says when MLflow lacked some of it at its end."""
     given = shlex.join([folder.name, "--output-dir", output_dir])
     command = f"{program()} track sync {given}"
-    return f"mlflow:    was away; nothing is lost, deliver it with: {command}"
+    return f"mlflow:    lacks some of it; nothing is lost, deliver it with: {command}"
 
 
 def _sync(runs: Sequence["Run"]) -> int:
@@ -69,10 +69,10 @@ def _deliver(each: "Run", uri: str) -> tuple[str | None, str]:
     if not before.anything:
         return None, "already there"
     try:
-        RunTracker(each.folder, uri, each.config.tracking.experiment).sync()
+        wrong = RunTracker(each.folder, uri, each.config.tracking.experiment).sync()
     except Exception as error:  # one run's trouble must not keep the others
-        return problem(error, uri), ""
-    return None, f"delivered {_amount(before)} to {without_secrets(uri)}"
+        wrong = problem(error, uri)
+    return wrong, f"delivered {_amount(before)} to {without_secrets(uri)}"
 
 
 def _status(runs: Sequence["Run"]) -> int:
@@ -95,11 +95,13 @@ def _store(each: "Run") -> str:
 
 
 def _amount(left: "Undelivered") -> str:
-    parts = [f"{left.lines:,} points"]
+    parts = [f"{left.lines:,} points"] if left.lines else []
     if left.trials:
         parts.append(f"news of {left.trials:,} trial{'s' if left.trials > 1 else ''}")
     if left.result:
         parts.append("the result")
+    if left.files:
+        parts.append(f"{left.files:,} file{'s' if left.files > 1 else ''}")
     return ", ".join(parts)
 
 

@@ -39,7 +39,7 @@ def test_all_runs_are_delivered_and_then_they_are_there(
     first, _ = (ended_run(tmp_path / name, store) for name in ("first", "second"))
     where = ["--output-dir", str(tmp_path)]
     assert run_command(main, ["status", *where]) == 0
-    left = "5 points, news of 1 trial, the result"
+    left = "5 points, news of 1 trial, the result, 4 files"
     assert capsys.readouterr().out.splitlines() == [
         f"first: {left} not delivered",
         f"second: {left} not delivered",

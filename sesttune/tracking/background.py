@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 3.0
 LAST_TRIES = 3
+FILES_PAUSE_TURNS = 100
+"""How long files rest where one was not taken: a checkpoint is 0.6 GB, and would be sent again."""
 
 
 class BackgroundSync:
@@ -33,6 +35,7 @@ class BackgroundSync:
         self.delivered = False
         """Whether everything had reached MLflow at the end."""
         self.failed_turns = 0
+        self._files_pause = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,7 +52,8 @@ class BackgroundSync:
 
     def _loop(self) -> None:
         while not self._done.wait(self._interval_s):
-            wrong = self._try()
+            self._files_pause = max(0, self._files_pause - 1)
+            wrong = self._try(files=self._files_pause == 0)
             if wrong is not None:
                 if self.failed_turns == 0:
                     where = without_secrets(self._uri)
@@ -61,7 +65,7 @@ class BackgroundSync:
                 self.delivered = True
                 return
         log.warning(
-            "MLflow is away (%s): results are safe in %s; deliver them with: "
+            "not all has reached MLflow (%s): results are safe in %s; deliver them with: "
             "sesttune track sync %s --output-dir %s",
             wrong,
             self._folder,
@@ -69,12 +73,14 @@ class BackgroundSync:
             shlex.quote(str(self._folder.parent)),
         )
 
-    def _try(self) -> str | None:
+    def _try(self, files: bool = True) -> str | None:
         """Sync once; returns what went wrong, in a line."""
         from sesttune.tracking.sync import RunTracker
 
         try:
-            RunTracker(self._folder, self._uri, self._experiment).sync()
+            wrong = RunTracker(self._folder, self._uri, self._experiment).sync(files)
         except Exception as error:  # nothing that happens to tracking may end a sweep
             return problem(error, self._uri)
-        return None
+        if wrong is not None:
+            self._files_pause = FILES_PAUSE_TURNS
+        return wrong

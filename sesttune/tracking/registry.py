@@ -26,7 +26,7 @@ from sesttune.model.head_checkpoint import FEATURES_FILE, export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
 from sesttune.tracking.model_code import write_code
-from sesttune.tracking.store import mlflow_store, problem, require_store
+from sesttune.tracking.store import mlflow_store, patient_client, problem, require_store
 
 HEAD_ARTIFACT = "head"
 PINNED = ("mlflow", "numpy", "pandas", "safetensors", "torch")
@@ -44,7 +44,12 @@ def register(
     `run_id` is the trial's MLflow run, `about` as written there. No alias is touched. Raises
     UserError where MLflow is away.
     """
-    with mlflow_store(uri), tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id):
+    with (
+        mlflow_store(uri),
+        patient_client(),
+        tempfile.TemporaryDirectory() as code,
+        mlflow.start_run(run_id),
+    ):
         model, package = write_code(Path(code))
         info = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
@@ -125,7 +130,7 @@ def fetch_model(model: str, uri: str) -> Path:
             )
         return Path(model)
     require_store(uri)
-    with mlflow_store(uri):
+    with mlflow_store(uri), patient_client():
         try:
             folder = Path(mlflow.artifacts.download_artifacts(model))
         except Exception as error:  # MLflow's own, and those of each kind of store

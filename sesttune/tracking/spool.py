@@ -13,22 +13,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sesttune.training.records import TrialRecord, list_trials
+from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
 
 CURSOR, LOCK, RESULT = "tracking.json", ".tracking.lock", "result.json"
+SWEEP_FILES = (RESULT, "sweep.yaml", "packing.json", "report.html")
+"""Of an ended run; of `RESULT` MLflow gets the leaderboard."""
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file that MLflow keeps too: whose it is (None: the sweep's), and its folder there."""
+
+    path: Path
+    trial: str | None = None
+    place: str | None = None
+
+    def mark(self) -> list[int]:
+        """What the cursor remembers of it: another size or time is another content."""
+        found = self.path.stat()
+        return [found.st_size, found.st_mtime_ns]
 
 
 @dataclass(frozen=True)
 class Undelivered:
-    """What MLflow lacks: metric lines, news of trials (new, ended, found out), the result."""
+    """What MLflow lacks: metric lines, news of trials (new, ended, found out), result, files."""
 
     lines: int
     trials: int
     result: bool
+    files: int
 
     @property
     def anything(self) -> bool:
-        return self.lines > 0 or self.trials > 0 or self.result
+        return self.lines > 0 or self.trials > 0 or self.result or self.files > 0
 
 
 @contextmanager
@@ -43,8 +60,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def read_cursor(folder: Path) -> dict[str, Any]:
-    """`store`, `parent`, `result` where known; of each of `trials` its run and what was sent."""
-    return {"trials": {}, **(read_json(folder / CURSOR) or {})}
+    """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`."""
+    return {"trials": {}, "files": {}, **(read_json(folder / CURSOR) or {})}
 
 
 def undelivered(folder: Path) -> Undelivered:
@@ -57,7 +74,39 @@ def undelivered(folder: Path) -> Undelivered:
         lines += max(0, len(record.metrics()) - sent)
         trials += state is None or has_news(record, state)
     result = read_json(folder / RESULT)
-    return Undelivered(lines, trials, result is not None and cursor.get("result") != result)
+    news = result is not None and cursor.get("result") != result
+    return Undelivered(lines, trials, news, len(files_left(folder, cursor)))
+
+
+def files_left(folder: Path, cursor: dict[str, Any]) -> list[KeptFile]:
+    """The files of ended trials, then those of an ended run, that MLflow has not got as they are."""
+    found: list[KeptFile] = []
+    for record in list_trials(folder):
+        if record.finished:
+            paths = (record.folder / "config.yaml", record.checkpoints / BEST)
+            found += [KeptFile(path, record.id) for path in paths]
+            found += _within(record.folder / PROFILE, record.id)
+    if (folder / RESULT).is_file():
+        found += [KeptFile(folder / name) for name in SWEEP_FILES]
+        found += _within(folder / "plots")
+    sent = cursor["files"]
+    return [
+        kept
+        for kept in found
+        if kept.path.is_file() and sent.get(file_key(folder, kept)) != kept.mark()
+    ]
+
+
+def file_key(folder: Path, kept: KeptFile) -> str:
+    """The file's name in the cursor: its path in the run folder."""
+    return kept.path.relative_to(folder).as_posix()
+
+
+def _within(folder: Path, trial: str | None = None) -> list[KeptFile]:
+    return [
+        KeptFile(path, trial, path.parent.relative_to(folder.parent).as_posix())
+        for path in sorted(folder.rglob("*"))
+    ]
 
 
 def has_news(record: TrialRecord, state: dict[str, Any]) -> bool:

@@ -14,6 +14,9 @@ from sesttune.errors import UserError
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of the stores that take runs; MLflow's file store no longer does."""
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FILE_TIMEOUT_S = 300
+"""MLflow's server answers when its own store has the file: 0.6 GB at 2 MB/s."""
 
 
 def tracking_uri(config: Config, before: str | None = None) -> str:
@@ -132,9 +135,21 @@ def quick_client() -> None:
     be sent again before somebody has looked: MLflow would make the run twice.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault(TIMEOUT, "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # What goes wrong is raised too; MLflow's own log of it is a page of SQL.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def patient_client() -> Iterator[None]:
+    """Requests inside may take as long as a large file does; the timeout is the process's."""
+    quick_client()
+    before = os.environ[TIMEOUT]
+    os.environ[TIMEOUT] = str(max(FILE_TIMEOUT_S, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = before

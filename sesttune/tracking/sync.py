@@ -19,10 +19,26 @@ from sesttune import __version__
 from sesttune.atomic import write_text
 from sesttune.errors import UserError
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name, trial_tags
-from sesttune.tracking.spool import CURSOR, RESULT, ending, read_cursor, read_json, sole_writer
-from sesttune.tracking.store import artifact_location, quick_client, without_secrets
+from sesttune.tracking.spool import (
+    CURSOR,
+    RESULT,
+    KeptFile,
+    ending,
+    file_key,
+    files_left,
+    read_cursor,
+    read_json,
+    sole_writer,
+)
+from sesttune.tracking.store import (
+    artifact_location,
+    patient_client,
+    problem,
+    quick_client,
+    without_secrets,
+)
 from sesttune.tracking.views import PARENT_TAG, run_page
-from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials, metrics_bytes
+from sesttune.training.records import TrialRecord, list_trials, metrics_bytes
 
 SOURCE_TAG = "sesttune.source"
 NOTE_TAG = "mlflow.note.content"
@@ -43,11 +59,12 @@ class RunTracker:
         self._about: dict[str, Any] = json.loads((folder / "data.json").read_text())
         self._cursor = read_cursor(folder)
 
-    def sync(self) -> None:
-        """Deliver everything that is on disk and not yet in MLflow.
+    def sync(self, files: bool = True) -> str | None:
+        """Deliver everything that is on disk and not yet in MLflow; `files` come last.
 
-        Raises whatever MLflow raises; what was delivered until then is remembered. UserError
-        where the run has been delivered to another store.
+        Returns what is wrong with files that MLflow does not take, in a line: nothing else waits
+        for them. Raises whatever MLflow raises; what was delivered until then is remembered.
+        UserError where the run has been delivered to another store.
         """
         with sole_writer(self.folder):
             self._cursor = read_cursor(self.folder)
@@ -60,6 +77,7 @@ class RunTracker:
                 self._judge_trials(result)
                 self._drop_doubles()
                 self._finish(parent, result)
+            return self._send_files(parent) if files else None
 
     def trial_run(self, trial_id: str) -> str | None:
         """The MLflow run id of a trial, where it has one."""
@@ -129,11 +147,6 @@ class RunTracker:
         if not record.finished:  # it had failed and is tried again
             self._client.update_run(run, "RUNNING")
             return
-        for file in (record.checkpoints / BEST, record.folder / "config.yaml"):
-            if file.is_file():
-                self._client.log_artifact(run, str(file))
-        if (record.folder / PROFILE).is_dir():
-            self._client.log_artifacts(run, str(record.folder / PROFILE), PROFILE)
         tags = [
             RunTag("stop_reason", record.stop_reason or ""),
             RunTag("trial_status", record.status),
@@ -147,12 +160,6 @@ class RunTracker:
         self._client.set_tag(parent, NOTE_TAG, self._description(result))
         self._client.set_tag(parent, "verdict", result.get("verdict") or "no result")
         board = result["leaderboard"]
-        self._client.log_text(parent, leaderboard_csv(board), "leaderboard.csv")
-        for name in ("sweep.yaml", "packing.json", "report.html"):
-            if (self.folder / name).is_file():
-                self._client.log_artifact(parent, str(self.folder / name))
-        if (self.folder / "plots").is_dir():
-            self._client.log_artifacts(parent, str(self.folder / "plots"), "plots")
         if board and board[0]["best_val_loss"] is not None:
             top = board[0]
             best = {key: top[key] for key in ("best_val_loss", "best_step")}
@@ -161,6 +168,38 @@ class RunTracker:
         self._client.set_terminated(parent, end_time=_ms(result["last_at"] or None))
         self._cursor["result"] = result
         self._save()
+
+    def _send_files(self, parent: str) -> str | None:
+        wrong = []
+        for kept in files_left(self.folder, self._cursor):
+            run = parent if kept.trial is None else self.trial_run(kept.trial)
+            if run is None:  # it has ended since this turn began
+                continue
+            key, mark = file_key(self.folder, kept), kept.mark()
+            reason = self._send_file(run, kept)
+            if reason is None:
+                self._cursor["files"][key] = mark
+                self._save()
+            else:
+                wrong.append(f"{key}: {reason}")
+                self._client.get_run(parent)  # raises where it is not the file but the store
+        if not wrong:
+            return None
+        more = f", and {len(wrong) - 1} more files" if len(wrong) > 1 else ""
+        return f"{wrong[0]}{more}"
+
+    def _send_file(self, run: str, kept: KeptFile) -> str | None:
+        """What went wrong, in a line."""
+        try:
+            with patient_client():
+                if kept.path.name == RESULT:
+                    board = json.loads(kept.path.read_text())["leaderboard"]
+                    self._client.log_text(run, leaderboard_csv(board), "leaderboard.csv")
+                else:
+                    self._client.log_artifact(run, str(kept.path), kept.place)
+        except Exception as error:  # MLflow's own, and those of each kind of artifact store
+            return problem(error, self._uri)
+        return None
 
     def _judge_trials(self, result: dict[str, Any]) -> None:
         """Rank, verdict and relations of each trial, which are known only at the end."""

@@ -5,6 +5,7 @@ from one to the next but the run folder; these tests let as many fail as ten min
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,59 @@ def test_a_run_made_after_its_request_was_given_up_does_not_stay(
     write_result(folder)
     RunTracker(folder, server.uri, experiment).sync()
     assert_whole(server.uri, folder, experiment)
+
+
+def test_a_file_takes_longer_than_a_request_may(
+    sqlite_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    folder, experiment = write_run(tmp_path / "sweep", trials=1), str(tmp_path)
+    finish(folder, "001")
+    with SlowProxy(sqlite_server.port) as proxy:
+        proxy.hold_request = b"PUT "
+
+        def let_go() -> None:
+            proxy.request_held.wait()
+            time.sleep(1.5)
+            proxy.let_requests_go.set()
+
+        threading.Thread(target=let_go, daemon=True).start()
+        assert RunTracker(folder, proxy.uri, experiment).sync() is None
+        assert proxy.request_held.is_set()
+    assert not undelivered(folder).anything
+
+
+def test_a_file_that_is_not_taken_holds_up_nothing_but_itself(
+    sqlite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, experiment = write_run(tmp_path / "sweep", trials=2, uri=sqlite), str(tmp_path)
+    RunTracker(folder, sqlite, experiment).sync()
+    first, second = (run for name, run in sorted(runs(sqlite, experiment).items()) if "lr" in name)
+    kept = Path(first.info.artifact_uri.removeprefix("file://")).parent
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("in the way of the trial's artifacts")
+    for trial in ("001", "002"):
+        report(folder, trial, range(0, 5))
+        finish(folder, trial)
+    write_result(folder)
+    where = ["--output-dir", str(tmp_path)]
+    assert run_command(track, ["sync", *where]) == 1
+    told = capsys.readouterr().out
+    assert "not delivered: MLflow at" in told
+    assert "trials/001/config.yaml: " in told
+    assert ", and 1 more files" in told
+    assert_whole(sqlite, folder, experiment)
+    assert {run.info.status for run in runs(sqlite, experiment).values()} == {"FINISHED"}
+    client = MlflowClient(sqlite)
+    assert len(client.list_artifacts(second.info.run_id)) == 2
+    assert run_command(track, ["status", *where]) == 0
+    assert capsys.readouterr().out == "sweep: 2 files not delivered\n"
+    kept.unlink()
+    with BackgroundSync(folder, sqlite, experiment, QUICK_S) as background:
+        pass
+    assert background.delivered
+    assert len(client.list_artifacts(first.info.run_id)) == 2
+    assert not undelivered(folder).anything
 
 
 def active(uri: str, experiment: str) -> list[str]:
