@@ -59,11 +59,14 @@ class BackgroundSync:
                     where = without_secrets(self._uri)
                     log.warning("MLflow at %s: %s; will try again", where, wrong)
                 self.failed_turns += 1
+        self._files_pause = 0
         for _ in range(LAST_TRIES):
             wrong = self._try()
             if wrong is None:
                 self.delivered = True
                 return
+            if self._files_pause:  # all else is there, and a file has had its time
+                break
         log.warning(
             "not all has reached MLflow (%s): results are safe in %s; deliver them with: "
             "sesttune track sync %s --output-dir %s",

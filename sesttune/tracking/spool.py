@@ -79,7 +79,7 @@ def undelivered(folder: Path) -> Undelivered:
 
 
 def files_left(folder: Path, cursor: dict[str, Any]) -> list[KeptFile]:
-    """The files of ended trials, then those of an ended run, that MLflow has not got as they are."""
+    """Files of ended trials, then those of an ended run, that MLflow has not got as they are."""
     found: list[KeptFile] = []
     for record in list_trials(folder):
         if record.finished:

@@ -8,6 +8,7 @@ line carries its recorded time, so that sending it twice stores it once.
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 NOT_METRICS = ("step", "time", "max_steps")
 BATCH = 1_000
 """Metrics MLflow takes in one call."""
+SLOW_S = 60.0
+"""A file that fails only after so long tells of its store: the others would wait as long."""
 
 
 class RunTracker:
@@ -176,6 +179,7 @@ class RunTracker:
             if run is None:  # it has ended since this turn began
                 continue
             key, mark = file_key(self.folder, kept), kept.mark()
+            begun = time.monotonic()
             reason = self._send_file(run, kept)
             if reason is None:
                 self._cursor["files"][key] = mark
@@ -183,9 +187,11 @@ class RunTracker:
             else:
                 wrong.append(f"{key}: {reason}")
                 self._client.get_run(parent)  # raises where it is not the file but the store
+                if time.monotonic() - begun > SLOW_S:
+                    break
         if not wrong:
             return None
-        more = f", and {len(wrong) - 1} more files" if len(wrong) > 1 else ""
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return f"{wrong[0]}{more}"
 
     def _send_file(self, run: str, kept: KeptFile) -> str | None:
