@@ -45,12 +45,12 @@ def mapped_gib(folder: Path) -> tuple[float, float]:
     smaps = Path("/proc/self/smaps")
     if not smaps.exists():
         return math.nan, math.nan
-    found = {"Rss:": 0, "Pss:": 0}
+    found, real = {"Rss:": 0, "Pss:": 0}, str(folder.resolve())
     inside = False
     for line in smaps.read_text().splitlines():
         word, _, rest = line.partition(" ")
         if "-" in word:  # the head of a mapping: its addresses ... its path
-            inside = str(folder) in rest
+            inside = real in rest
         elif inside and word in found:
             found[word] += int(rest.split()[0])  # kB
     return found["Rss:"] / 2**20, found["Pss:"] / 2**20

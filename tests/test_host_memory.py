@@ -98,5 +98,13 @@ def test_processes_share_one_copy_of_the_store(tmp_path: Path) -> None:
     assert [float(word) for word in found.split()] == pytest.approx([1 / 32, 1 / 96], rel=0.02)
 
 
+def test_a_folder_is_found_by_a_link_to_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "values.npy", np.ones(2**20, np.uint8))
+    (tmp_path / "scratch").symlink_to(tmp_path)
+    array = np.load(tmp_path / "scratch" / "values.npy", mmap_mode="r")
+    array.sum()
+    assert mapped_gib(tmp_path / "scratch") == mapped_gib(tmp_path) > (0.0, 0.0)
+
+
 def test_a_folder_that_is_not_mapped_takes_nothing(tmp_path: Path) -> None:
     assert mapped_gib(tmp_path) == (0.0, 0.0)

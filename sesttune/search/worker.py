@@ -38,7 +38,7 @@ def work(settings: Mapping[str, Any]) -> None:
 
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(settings["threads"])
-    folder = Path(settings["folder"])
+    folder, stopped = Path(settings["folder"]), None
     try:
         with _sole_owner(folder):
             record = read_trial(folder)
@@ -51,11 +51,15 @@ def work(settings: Mapping[str, Any]) -> None:
     except Exception as error:  # whatever it is, it is this trial's result
         write_text(folder / "error.txt", traceback.format_exc())
         update_trial(folder, "failed", f"{ERROR}{_one_line(error)}")
-    finally:
-        # The process is used again: leave nothing of this trial in memory.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    except SystemExit as error:  # how Ray ends a trial that is stopped early
+        stopped = SystemExit(error.code)
+    # The process is used again: leave nothing of this trial in memory. Outside of `except`, whose
+    # traceback keeps all that the trial held.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if stopped is not None:
+        raise stopped
 
 
 def _one_line(error: Exception) -> str:

@@ -58,7 +58,6 @@ class TrialCallback(lightning.Callback):
         self._first_sets = int(restored["sets_drawn"]) if restored else 0
         self._set_len = config.model.kwargs.st_cell_set_len
         self._store_folder = validation.data.store.folder
-        self._system = SystemMetrics(saver.folder, module.device)
         self.step = self._first_step
         self.last_report: dict[str, float] = restored["report"] if restored else {}
         self.stop_reason = "max_steps"
@@ -70,6 +69,9 @@ class TrialCallback(lightning.Callback):
         self._interval_step, self._interval_waited = self.step, 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._system = SystemMetrics(self._saver.folder, module.device)
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of earlier trials, and of a larger micro-batch
         if self._restored is not None:
             restore_optimizer(trainer.optimizers[0], self._restored)
             self._restored = None

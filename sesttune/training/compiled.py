@@ -38,12 +38,20 @@ def predictor(head: STHead, mode: str, accumulate: int) -> Predict:
     if mode in NOT_COMPILED:
         return head.__call__
     _let_this_thread_record()
-    # Else the process keeps what was compiled for its earlier trials, and gives up at the eighth.
-    torch.compiler.reset()
+    forget_compiled(mode)
     if accumulate > 1:
         mode = "default"
     compiled: Predict = torch.compile(head.forward, mode=mode, fullgraph=True, dynamic=False)
     return compiled
+
+
+def forget_compiled(mode: str) -> None:
+    """Let go of what this process compiled for a trial, and of the memory of its CUDA graphs.
+
+    Else it keeps all, and gives up at the eighth; graphs are let go by the thread that made them.
+    """
+    if mode not in NOT_COMPILED:
+        torch.compiler.reset()
 
 
 def _let_this_thread_record() -> None:

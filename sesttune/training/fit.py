@@ -62,6 +62,8 @@ def fit(
     sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, seed)
     sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
     saver = Saver(folder / "checkpoints", config, data, module, progress)
+    if own and state is not None:
+        saver.complete_best(state)
     batches = TrainingBatches(sampler, reader, micro.sets, training_workers(config))
     callback = TrialCallback(
         config,

@@ -79,16 +79,28 @@ class Saver:
         line = state["report"]
 
         def write(state: dict[str, Any]) -> None:
-            if best:
-                weights = state.get("average", state["model"])
-                content = {"step": state["step"], "val_loss": line["val_loss"], "model": weights}
-                save_checkpoint(self.folder / BEST, {**content, **self._about})
             save_checkpoint(self.folder / LAST, state)
+            if best:
+                self._write_best(state)
             if periodic:
                 self._keep_last_as(f"step={state['step']}.ckpt")
             append_metrics(self.folder.parent, line)
 
         self._start(write, state)
+
+    def complete_best(self, state: dict[str, Any]) -> None:
+        """Write `best.ckpt` where a kill or a full disk came between `last.ckpt` and it."""
+        path, step = self.folder / BEST, state["step"]
+        if self._progress.best_step == step and (
+            not path.is_file() or read_checkpoint(path)["step"] != step
+        ):
+            self._write_best(state)
+
+    def _write_best(self, state: dict[str, Any]) -> None:
+        """After `last.ckpt`, or a full disk would leave a best that no metrics tell of."""
+        weights, loss = state.get("average", state["model"]), state["report"]["val_loss"]
+        content = {"step": state["step"], "val_loss": loss, "model": weights}
+        save_checkpoint(self.folder / BEST, {**content, **self._about})
 
     def save_periodic(self, state: dict[str, Any]) -> None:
         """`step=N.ckpt` between two validations."""

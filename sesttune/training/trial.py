@@ -19,7 +19,7 @@ from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
 from sesttune.host_memory import keep_freed_memory
 from sesttune.training.callbacks import Report
-from sesttune.training.compiled import check_compiler
+from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
 from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
@@ -68,6 +68,7 @@ def run_trial(
     check_compiler(config.training)
     if device.type == "cpu":
         keep_freed_memory()
+    _free(device)  # or what an earlier trial of this process left counts as taken
     data = TrialData.open(manifest)
     share = min(1.0, config.sweep.gpu_share)
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
@@ -77,18 +78,22 @@ def run_trial(
     if known is not None and "micro_batch" in known.facts:  # it ran out of memory before
         whole = micro.sets * micro.accumulate
         micro = MicroBatch(known.facts["micro_batch"], whole // known.facts["micro_batch"])
-    while True:
-        try:
-            done = fit(config, data, reader, device, micro, folder, report, started)
-            break
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of `except`, whose traceback would keep the tensors of the failed step.
-        micro = micro.smaller()
-        _free(device)
-        note_facts(folder, micro_batch=micro.sets)
-        log.warning("out of memory: %d sets a pass, %d passes a step", micro.sets, micro.accumulate)
+    try:
+        while True:
+            try:
+                done = fit(config, data, reader, device, micro, folder, report, started)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of `except`, whose traceback would keep the tensors of the failed step.
+            micro = micro.smaller()
+            _free(device)
+            note_facts(folder, micro_batch=micro.sets)
+            told = "out of memory: %d sets a pass, %d passes a step"
+            log.warning(told, micro.sets, micro.accumulate)
+    finally:
+        forget_compiled(config.training.compile)
     status = {"max_steps": "done", "patience": "stopped", "nan": "failed"}[done.stop_reason]
     update_trial(folder, status, done.stop_reason)
     return TrialResult(

@@ -9,8 +9,10 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from sesttune.config.load import load_config
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import TrialData, prepare
+from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint, save_checkpoint
 from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.training import saving
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
 from sesttune.training.records import read_metrics
@@ -35,6 +37,36 @@ def names(folder: Path) -> set[str]:
 def write(folder: Path, **sizes: int) -> None:
     for name, size in sizes.items():
         (folder / f"{name.replace('_', '=')}.ckpt").write_bytes(b"x" * size)
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_full_disk_leaves_no_best_that_the_metrics_do_not_know(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config, manifest = ready(tiny)
+
+    def full(path: Path, content: dict[str, object]) -> None:
+        if path.name == name and content["step"] == 15:
+            raise UserError("the disk is full")
+        save_checkpoint(path, content)
+
+    monkeypatch.setattr(saving, "save_checkpoint", full)
+    with pytest.raises(UserError, match="is full"):
+        run_trial(config, manifest, tmp_path)
+    monkeypatch.setattr(saving, "save_checkpoint", save_checkpoint)
+    best, lines = tmp_path / "checkpoints" / "best.ckpt", read_metrics(tmp_path)
+    assert read_checkpoint(best)["step"] == lines[-1]["best_step"] == 10
+    update = Saver.save_validated
+    monkeypatch.setattr(  # on another device the same steps may give no new best
+        Saver,
+        "save_validated",
+        lambda self, state, best, periodic: update(self, state, False, False),
+    )
+    run_trial(config, manifest, tmp_path)
+    resumed = [line for line in read_metrics(tmp_path) if line["step"] == 15]
+    assert len(resumed) == 1
+    if name == "best.ckpt":  # the state of step 15 was kept, and is what is gone on from
+        assert read_checkpoint(best)["step"] == resumed[0]["best_step"] == 15
 
 
 def test_thinning_spreads_the_checkpoints_over_the_training(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_gpu_trains_like_a_cpu(tiny: TinyData, tmp_path: Path) -> None:
         run_trial(config, manifest, tmp_path / device)
         losses[device] = [line["val_loss"] for line in read_metrics(tmp_path / device)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+    assert read_metrics(tmp_path / "cuda")[-1]["system/gpu_0_memory_usage_percentage"] > 0
 
 
 class Stop(Exception):
