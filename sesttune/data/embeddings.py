@@ -111,7 +111,7 @@ def _copy_obsm(folder: Path, store: CellStore, key: str) -> None:
                 f"{path}: obsm has no '{key}'; write it with `sesttune encode`, "
                 "or set data.kwargs.embed_key=null to compute the embeddings"
             )
-        if held.ndim != 2 or (parts and held.shape[1] != parts[0].shape[1]):
+        if parts and held.shape[1] != parts[0].shape[1]:
             raise UserError(f"{path}: obsm['{key}'] has the shape {held.shape}, unlike the others")
         picked = held[rows].astype(np.float32)
         if not np.isfinite(picked).all():

@@ -119,18 +119,32 @@ class H5adFile:
             raise UserError(
                 f"{self.path}: obs column '{column}' is empty for {int(values.isna().sum())} cells"
             )
-        if pd.api.types.is_float_dtype(values) and (values == values.round()).all():
-            values = values.astype(np.int64)
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(values.cat.categories.dtype)
+        if pd.api.types.is_float_dtype(values):
+            if np.isinf(values).any():
+                raise UserError(f"{self.path}: obs column '{column}' holds infinity")
+            if (values == values.round()).all() and values.abs().max() < 2**53:
+                values = values.astype(np.int64)
         return values.astype(str).to_numpy(dtype=object)
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """A cell embedding [cells, width], or None where the file has none of that name."""
+        """A cell embedding [cells, width], or None where the file has none of that name.
+
+        Raises UserError where it is no matrix of numbers, one row a cell.
+        """
         from anndata.io import read_elem
 
         if "obsm" not in self._file or key not in self._file["obsm"]:
             return None
-        held = np.asarray(read_elem(self._file["obsm"][key]))
-        if held.ndim and len(held) != self.n_cells:
+        try:
+            held = read_elem(self._file["obsm"][key])
+        except Exception as error:
+            raise UserError(f"{self.path}: cannot read obsm['{key}']: {error}") from None
+        held = np.asarray(held.toarray() if sparse.issparse(held) else held)
+        if held.ndim != 2 or held.dtype.kind not in "fiu":
+            raise UserError(f"{self.path}: obsm['{key}'] is no matrix of numbers")
+        if len(held) != self.n_cells:
             raise UserError(f"{self.path}: obsm['{key}'] has {len(held)} rows, X {self.n_cells}")
         return held
 

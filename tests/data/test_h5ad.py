@@ -41,6 +41,9 @@ def test_values_whatever_the_encoding(
         (["p", "q", "r", "s"], ["p", "q", "r", "s"]),
         ([1, 2, 3, 4], ["1", "2", "3", "4"]),
         ([1.0, 2.0, 3.0, 4.0], ["1", "2", "3", "4"]),
+        (pd.Categorical([1.0, 0.0, 1.0, 0.0]), ["1", "0", "1", "0"]),
+        ([1.0, 2.5, 3.0, 4.0], ["1.0", "2.5", "3.0", "4.0"]),
+        ([1e300, 2e300, 3e300, 0.0], ["1e+300", "2e+300", "3e+300", "0.0"]),
         ([True, False, True, True], ["True", "False", "True", "True"]),
     ],
 )
@@ -70,6 +73,32 @@ def test_empty_labels_are_refused(tmp_path: Path) -> None:
         pytest.raises(UserError, match="'col' is empty for 2 cells"),
     ):
         file.obs("col")
+
+
+def test_infinite_labels_are_refused(tmp_path: Path) -> None:
+    with (
+        H5adFile(write(tmp_path / "x.h5ad", col=[1.0, np.inf, 2.0, 3.0])) as file,
+        pytest.raises(UserError, match="x.h5ad: obs column 'col' holds infinity"),
+    ):
+        file.obs("col")
+
+
+def test_obsm_is_a_matrix_of_numbers(tmp_path: Path) -> None:
+    cells = anndata.AnnData(X=COUNTS)
+    frame = pd.DataFrame({"a": list("wxyz")}, index=cells.obs_names)
+    cells.obsm = {"text": frame, "deep": COUNTS[:, :, None], "sparse": sparse.csr_matrix(COUNTS)}
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["obsm/odd"] = COUNTS
+        file["obsm/odd"].attrs.update({"encoding-type": "of-tomorrow", "encoding-version": "9"})
+    with H5adFile(tmp_path / "x.h5ad") as file:
+        assert np.array_equal(file.obsm("sparse"), COUNTS)
+        for key in ("text", "deep"):
+            with pytest.raises(UserError, match=rf"x.h5ad: obsm\['{key}'\] is no matrix of num"):
+                file.obsm(key)
+        with pytest.raises(UserError, match=r"x.h5ad: cannot read obsm\['odd'\]") as refused:
+            file.obsm("odd")
+        assert "\n" not in str(refused.value)
 
 
 def test_nan_values_are_refused(tmp_path: Path) -> None:
