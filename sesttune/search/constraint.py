@@ -106,14 +106,11 @@ def _value(node: ast.expr, named: Mapping[str, Any]) -> Any:
         except ZeroDivisionError:
             return float("nan")  # no comparison with it holds
     assert isinstance(node, ast.Compare), "parse_constraint lets nothing else through"
-    sides = [_value(side, named) for side in (node.left, *node.comparators)]
     try:
+        sides = [_value(side, named) for side in (node.left, *node.comparators)]
         return all(
             _COMPARISONS[type(op)](left, right)
             for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
         )
     except TypeError:
-        raise UserError(
-            f"constraint '{ast.unparse(node)}' compares what has no order: constraints are about "
-            "numbers"
-        ) from None
+        raise UserError(f"constraint '{ast.unparse(node)}' takes a word for a number") from None

@@ -27,6 +27,8 @@ _WHY_NOT = {
     "model.kwargs.st_cell_set_len": "val_loss depends on the set length, so it cannot be ranked",
     "training.val_check_interval": "trials validated at different steps cannot share rungs",
 }
+_LARGEST_INT = 2**53
+"""Optuna keeps whole numbers as floats, which skip some beyond it."""
 _KEYS = ("searcher", "num_trials", "parameters", "constraints")
 _FIELDS = {
     "choice": ("values",),
@@ -106,7 +108,7 @@ def _parameter(
     if not isinstance(description, Mapping):
         raise UserError(f"{where}: write {{type: choice, values: [...]}} or a range")
     kind = description.get("type")
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise UserError(f"{where}: type '{kind}' is not one of {', '.join(_FIELDS)}")
     for name in description:
         if name not in ("type", "when") and name not in _FIELDS[kind]:
@@ -179,6 +181,8 @@ def _range(kind: str, description: Mapping[str, Any], where: str) -> Parameter:
         raise UserError(f"{where}: quantum={quantum} must be above 0 and fit between low and high")
     if kind == "int" and not (_is_int(low) and _is_int(high) and (quantum or 1) % 1 == 0):
         raise UserError(f"{where}: low, high and quantum of an int range must be whole numbers")
+    if kind == "int" and max(-low, high) > _LARGEST_INT:
+        raise UserError(f"{where}: low and high of an int range must be within ±2^53")
     return Parameter(kind, low=low, high=high, quantum=quantum)
 
 

@@ -71,6 +71,8 @@ def test_a_key_fixed_on_the_command_line_is_not_searched():
         ({"training.lr": {**LR, "low": 0}}, "above 0"),
         ({"training.lr": {**LR, "low": "x"}}, "'low' must be a number"),
         ({"training.lr": {**LR, "type": "normal"}}, "type 'normal' is not one of"),
+        ({"training.lr": {**LR, "type": ["choice"]}}, r"type '\['choice'\]' is not one of"),
+        ({"training.max_steps": {"type": "int", "low": 1, "high": 2**63}}, "within ±2.53"),
         ({"training.lr": {**LR, "step": 2}}, "'step' does not go with type loguniform"),
         ({"training.max_steps": {"type": "int", "low": 0.5, "high": 9}}, "whole numbers"),
         ({}, "at least one key"),
