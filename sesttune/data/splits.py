@@ -30,10 +30,14 @@ Condition = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class SplitFile:
-    """The parsed split file; names are not yet checked against the data."""
+    """The parsed split file; names are not yet checked against the data.
+
+    `datasets` are those that a table names, with their files; `unused` the others.
+    """
 
     path: Path
     datasets: dict[str, tuple[Path, ...]]
+    unused: tuple[str, ...]
     training: tuple[str, ...]
     zeroshot: dict[Context, str]
     fewshot: dict[Context, dict[str, tuple[str, ...]]]
@@ -56,24 +60,28 @@ def read_split_file(path: Path) -> SplitFile:
     named = _table(content, "datasets", path)
     if not named:
         raise UserError(f'{path}: no [datasets]; write e.g. mydata = "folder" under it')
-    datasets = {name: _data_files(str(where), name, path) for name, where in named.items()}
-    _check_each_file_once(datasets, path)
     training = _table(content, "training", path)
     for name, value in training.items():
-        _known_dataset(name, datasets, path, "[training]")
+        _known_dataset(name, named, path, "[training]")
         if value != "train":
             raise UserError(f'{path}: [training] {name} = "{value}" must be "train"')
     zeroshot: dict[Context, str] = {}
     for key, value in _table(content, "zeroshot", path).items():
-        context = _context(key, datasets, path, "[zeroshot]")
+        context = _context(key, named, path, "[zeroshot]")
         if value not in HELD_OUT:
             raise UserError(f'{path}: [zeroshot] "{key}" = "{value}" must be "val" or "test"')
         zeroshot[context] = str(value)
-    fewshot = _fewshot(_table(content, "fewshot", path), datasets, path)
+    fewshot = _fewshot(_table(content, "fewshot", path), named, path)
     both = set(zeroshot) & set(fewshot)
     if both:
         raise UserError(f"{path}: {'.'.join(both.pop())} is in [zeroshot] and [fewshot]: keep one")
-    return SplitFile(path, datasets, tuple(training), zeroshot, fewshot)
+    if not training and not fewshot:
+        raise UserError(_nothing_to_train_on(path))
+    used = {*training, *(dataset for dataset, _ in (*zeroshot, *fewshot))}
+    datasets = {name: _data_files(str(named[name]), name, path) for name in named if name in used}
+    _check_each_file_once(datasets, path)
+    unused = tuple(name for name in named if name not in used)
+    return SplitFile(path, datasets, unused, tuple(training), zeroshot, fewshot)
 
 
 def assign_splits(
@@ -85,13 +93,15 @@ def assign_splits(
 ) -> tuple[dict[Condition, str], list[str]]:
     """Split of each condition (without controls), and notes for people.
 
-    Conditions of a dataset outside [training] that no table holds out are left out, and
+    As in cell-load, what [fewshot] does not hold out of a context it names is trained on,
+    in [training] or not; other conditions of a dataset outside [training] are left out, and
     so are the `dropped` perturbations (a split file may still name them).
     Raises UserError for a name in the file that the data do not have, and where
     nothing is left to train on.
     """
     _check_names(split_file, conditions)
     splits: dict[Condition, str] = {}
+    left_out = 0
     for condition in conditions:
         dataset, cell_type, perturbation = condition
         context = (dataset, cell_type)
@@ -104,16 +114,24 @@ def assign_splits(
         where = [split for split, names in held_out.items() if perturbation in names]
         if where:
             splits[condition] = where[0]
-        elif dataset in split_file.training:
+        elif dataset in split_file.training or context in split_file.fewshot:
             splits[condition] = "train"
+        else:
+            left_out += 1
     if "train" not in splits.values():
-        raise UserError(
-            f"{split_file.path}: nothing is left to train on; name a dataset in [training]"
-        )
+        raise UserError(_nothing_to_train_on(split_file.path))
     notes: list[str] = []
+    if split_file.unused:
+        notes.append(f"datasets not read, as no table names them: {', '.join(split_file.unused)}")
+    if left_out:
+        notes.append(f"conditions left out, of datasets outside [training]: {left_out}")
     if "val" not in splits.values():
         notes.append(_hold_out(splits, split_file.path, val_fraction, seed))
     return splits, notes
+
+
+def _nothing_to_train_on(path: Path) -> str:
+    return f"{path}: nothing is left to train on; name a dataset in [training]"
 
 
 def _hold_out(splits: dict[Condition, str], path: Path, fraction: float, seed: int) -> str:

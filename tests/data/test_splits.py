@@ -21,6 +21,8 @@ d = "train"
 val = ["P0"]
 test = ["P1"]
 """
+ZEROSHOT = '[zeroshot]\n"d.gamma" = "test"\n'
+E_IS_TEST = '\n[zeroshot]\n"e.beta" = "test"'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -74,12 +76,22 @@ def test_hold_out_follows_the_seed(tmp_path: Path) -> None:
     assert sum(split == "val" for split in first.values()) == 5
 
 
-def test_a_dataset_outside_training_is_left_out(tmp_path: Path) -> None:
+def test_outside_training_only_what_a_table_names_is_used(tmp_path: Path) -> None:
     (tmp_path / "e.h5ad").touch()
-    text = '[datasets]\nd = "cells"\ne = "e.h5ad"\n[training]\nd = "train"\n'
-    conditions = [*CONDITIONS, ("e", "alpha", "P0")]
-    splits, _ = assign_splits(read_split_file(write(tmp_path, text)), conditions, 0.3, 0)
-    assert ("e", "alpha", "P0") not in splits
+    text = GOOD.replace("[training]", 'e = "e.h5ad"\nf = "not/even/there"\n[training]')
+    text += '[fewshot."e.alpha"]\ntest = ["P0"]\n'
+    file = read_split_file(write(tmp_path, text))
+    assert list(file.datasets) == ["d", "e"]
+    of_e = [("e", cell_type, pert) for _, cell_type, pert in CONDITIONS]
+    splits, notes = assign_splits(file, [*CONDITIONS, *of_e], 0.3, 0, dropped=["P2"])
+    assert {c[1:]: split for c, split in splits.items() if c[0] == "e"} == {
+        ("alpha", "P0"): "test",
+        ("alpha", "P1"): "train",  # what [fewshot] leaves is trained on, as in cell-load
+    }
+    assert notes == [
+        "datasets not read, as no table names them: f",
+        "conditions left out, of datasets outside [training]: 4",
+    ]
 
 
 def test_datasets_as_folder_file_and_glob(tmp_path: Path) -> None:
@@ -114,9 +126,9 @@ def test_the_split_files_own_folder_is_no_pattern(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ('d = "{a,b}.h5ad"\ne = "b.h5ad"', r"d \(.*/b.h5ad\) and e \(.*/b.h5ad\) are the same"),
-        ('d = "{a,cells/../a}.h5ad"', r"d \(.*/a.h5ad\) and d \(.*/cells/../a.h5ad\) are the"),
-        ('d = "b.h5ad"\ne = "link.h5ad"', r"d \(.*/b.h5ad\) and e \(.*/link.h5ad\) are the same"),
+        ('d = "{a,b}.h5ad"\ne = "b.h5ad"' + E_IS_TEST, r"d \(.*/b.h5ad\) and e \(.*/b.h5ad\)"),
+        ('d = "{a,cells/../a}.h5ad"', r"d \(.*/a.h5ad\) and d \(.*/cells/../a.h5ad\)"),
+        ('d = "b.h5ad"\ne = "link.h5ad"' + E_IS_TEST, r"d \(.*/b.h5ad\) and e \(.*/link.h5ad\)"),
     ],
 )
 def test_a_file_named_twice_is_refused(tmp_path: Path, datasets: str, message: str) -> None:
@@ -124,7 +136,7 @@ def test_a_file_named_twice_is_refused(tmp_path: Path, datasets: str, message: s
         (tmp_path / f"{name}.h5ad").touch()
     (tmp_path / "link.h5ad").symlink_to("b.h5ad")
     path = write(tmp_path, f'[datasets]\n{datasets}\n[training]\nd = "train"\n')
-    with pytest.raises(UserError, match=f"split.toml: .datasets. {message}"):
+    with pytest.raises(UserError, match=f"split.toml: .datasets. {message} are the same"):
         read_split_file(path)
 
 
@@ -147,7 +159,8 @@ def test_braces() -> None:
         (("cells", "nowhere"), "no .h5ad or .h5 file at .*nowhere"),
         (("val =", "vall ="), "must hold val"),
         (("[datasets]", "[datasets"), "not valid TOML"),
-        (('[training]\nd = "train"\n', ""), "nothing is left to train on"),
+        ((GOOD[GOOD.index("[training]") :], ""), "nothing is left to train on"),
+        ((GOOD[GOOD.index("[training]") :], ZEROSHOT), "nothing is left to train on"),
     ],
 )
 def test_mistakes_are_named_in_one_line(

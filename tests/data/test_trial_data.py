@@ -62,6 +62,16 @@ def test_controls_are_encoded_from_their_own_file_once(tmp_path: Path) -> None:
     assert again.encoded == 0  # the second sweep does not touch the encoder
 
 
+def test_a_dataset_that_no_table_names_is_not_read(tmp_path: Path) -> None:
+    split = '[datasets]\na = "{alpha,beta}.h5ad"\nb = "gamma.h5ad"\n[training]\na = "train"\n'
+    tiny, encoder = write_tiny(tmp_path, split=split), MeanEncoder()
+    cells = anndata.read_h5ad(tiny.files["gamma"])
+    cells[:, :30].copy().write_h5ad(tiny.files["gamma"])
+    data = open_data(tiny, encoder)
+    assert (data.n_genes, data.store.names["dataset"], encoder.encoded) == (60, ["a"], 80)
+    assert "datasets not read, as no table names them: b" in data.notes
+
+
 def test_embeddings_of_the_files_are_used_on_request(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     for number, path in enumerate(tiny.files.values()):
