@@ -65,20 +65,24 @@ def _deliver(each: "Run", uri: str) -> tuple[str | None, str]:
     from sesttune.tracking.store import problem, without_secrets
     from sesttune.tracking.sync import RunTracker
 
-    before = undelivered(each.folder)
-    if not before.anything:
-        return None, "already there"
     try:
-        wrong = RunTracker(each.folder, uri, each.config.tracking.experiment).sync()
+        tracker = RunTracker(each.folder, uri, each.config.tracking.experiment)
+        tracker.check_store()
+        before = undelivered(each.folder)
+        if not before.anything:
+            return None, "already there"
+        wrong = tracker.sync()
     except Exception as error:  # one run's trouble must not keep the others
-        wrong = problem(error, uri)
+        return problem(error, uri), ""
     return wrong, f"delivered {_amount(before)} to {without_secrets(uri)}"
 
 
 def _status(runs: Sequence["Run"]) -> int:
     from sesttune.tracking.spool import undelivered
+    from sesttune.tracking.store import is_gone
 
-    lacking = [(each, left) for each in runs if (left := undelivered(each.folder)).anything]
+    lefts = [(each, undelivered(each.folder, is_gone(_store(each)))) for each in runs]
+    lacking = [(each, left) for each, left in lefts if left.anything]
     for each, left in lacking:
         print(f"{each.folder.name}: {_amount(left)} not delivered")
     if not lacking:

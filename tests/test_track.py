@@ -115,3 +115,23 @@ def test_a_wrong_name_is_refused_before_anything_is_sent(
     assert run_command(main, arguments) == 2
     assert "no run 'frist' in" in capsys.readouterr().err
     assert not (first / "tracking.json").exists()
+
+
+def test_a_store_that_was_deleted_or_replaced_gets_everything_anew(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "store.db"
+    folder = ended_run(tmp_path / "sweep", f"sqlite:///{database}")
+    where = ["--output-dir", str(tmp_path)]
+    assert run_command(main, ["sync", *where]) == 0
+    left = "5 points, news of 1 trial, the result, 4 files"
+    capsys.readouterr()
+    away = database.rename(tmp_path / "away.db")
+    assert run_command(main, ["status", *where]) == 0
+    assert capsys.readouterr().out == f"sweep: {left} not delivered\n"
+    assert not database.exists()
+    shutil.copy(store.removeprefix("sqlite:///"), away)  # of other runs; MLflow has it open
+    away.rename(database)
+    assert run_command(main, ["sync", *where]) == 0
+    assert capsys.readouterr().out == f"sweep: delivered {left} to sqlite:///{database}\n"
+    assert_whole(f"sqlite:///{database}", folder, str(tmp_path))

@@ -61,12 +61,17 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 def read_cursor(folder: Path) -> dict[str, Any]:
     """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`."""
-    return {"trials": {}, "files": {}, **(read_json(folder / CURSOR) or {})}
+    return {**new_cursor(), **(read_json(folder / CURSOR) or {})}
 
 
-def undelivered(folder: Path) -> Undelivered:
+def new_cursor() -> dict[str, Any]:
+    """Of a run of which nothing has been sent."""
+    return {"trials": {}, "files": {}}
+
+
+def undelivered(folder: Path, store_is_gone: bool = False) -> Undelivered:
     """What of the run in `folder` MLflow lacks, as far as this machine remembers."""
-    cursor = read_cursor(folder)
+    cursor = new_cursor() if store_is_gone else read_cursor(folder)
     lines = trials = 0
     for record in list_trials(folder):
         state = cursor["trials"].get(record.id)
@@ -79,7 +84,7 @@ def undelivered(folder: Path) -> Undelivered:
 
 
 def files_left(folder: Path, cursor: dict[str, Any]) -> list[KeptFile]:
-    """Files of ended trials, then those of an ended run, that MLflow has not got as they are."""
+    """The files of ended trials and of an ended run that MLflow has not got as they are."""
     found: list[KeptFile] = []
     for record in list_trials(folder):
         if record.finished:

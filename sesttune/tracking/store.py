@@ -119,12 +119,17 @@ def require_store(uri: str) -> None:
 
     MLflow would make an empty one and report a missing model or experiment.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if is_gone(uri):
         raise UserError(
             f"nothing is tracked in {uri.removeprefix('sqlite:///')}: run a sweep first, "
             "name the folder of an earlier one (output_dir=, --output-dir), or set "
             "MLFLOW_TRACKING_URI to the store it was tracked in"
         )
+
+
+def is_gone(uri: str) -> bool:
+    """Whether `uri` names an SQLite file that is not there."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 def quick_client() -> None:

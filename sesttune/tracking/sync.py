@@ -14,12 +14,12 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
 from sesttune import __version__
 from sesttune.atomic import write_text
 from sesttune.errors import UserError
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name, trial_tags
+from sesttune.tracking.experiment import Experiment, in_ms
 from sesttune.tracking.spool import (
     CURSOR,
     RESULT,
@@ -27,24 +27,16 @@ from sesttune.tracking.spool import (
     ending,
     file_key,
     files_left,
+    new_cursor,
     read_cursor,
     read_json,
     sole_writer,
 )
-from sesttune.tracking.store import (
-    artifact_location,
-    patient_client,
-    problem,
-    quick_client,
-    without_secrets,
-)
+from sesttune.tracking.store import patient_client, problem, quick_client, without_secrets
 from sesttune.tracking.views import PARENT_TAG, run_page
 from sesttune.training.records import TrialRecord, list_trials, metrics_bytes
 
-SOURCE_TAG = "sesttune.source"
 NOTE_TAG = "mlflow.note.content"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Runs and charts; without it MLflow's pages guess, at first that these are traces of prompts."""
 NOT_METRICS = ("step", "time", "max_steps")
 BATCH = 1_000
 """Metrics MLflow takes in one call."""
@@ -57,8 +49,9 @@ class RunTracker:
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
         quick_client()
-        self.folder, self._uri, self._experiment = folder, uri, experiment
+        self.folder, self._uri = folder, uri
         self._client = MlflowClient(uri)
+        self._experiment = Experiment(self._client, uri, experiment)
         self._about: dict[str, Any] = json.loads((folder / "data.json").read_text())
         self._cursor = read_cursor(folder)
 
@@ -78,7 +71,8 @@ class RunTracker:
             result = read_json(self.folder / RESULT)
             if result is not None and self._cursor.get("result") != result:
                 self._judge_trials(result)
-                self._drop_doubles()
+                known = [parent, *(t["run"] for t in self._cursor["trials"].values())]
+                self._experiment.drop_doubles(self._about["id"], known)
                 self._finish(parent, result)
             return self._send_files(parent) if files else None
 
@@ -87,30 +81,36 @@ class RunTracker:
         trial = self._cursor["trials"].get(trial_id)
         return trial["run"] if trial else None
 
+    def check_store(self) -> None:
+        """Look for the run where it was sent before; forget that it was, where it is gone.
+
+        Raises UserError where it has been delivered to another store.
+        """
+        with sole_writer(self.folder):
+            self._cursor = read_cursor(self.folder)
+            self._check_store()
+
     def _check_store(self) -> None:
-        """Remember the store; it may move, but its runs must be in it."""
+        """A store may move, but the runs must be in it; one that was emptied gets them anew."""
         here, before = without_secrets(self._uri), self._cursor.get("store")
-        if here == before:
-            return
-        if before is not None and "parent" in self._cursor:
-            try:
-                self._client.get_run(self._cursor["parent"])
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+        if "parent" in self._cursor and not self._experiment.has(self._cursor["parent"]):
+            if before not in (here, None):
                 raise UserError(
                     f"{self.folder.name} has its runs in {before}, not in {here}: set "
                     f"MLFLOW_TRACKING_URI to that store, or remove {self.folder / CURSOR} to "
                     "deliver all of it anew"
-                ) from None
-        self._cursor["store"] = here
-        self._save()
+                )
+            self._cursor = new_cursor()
+        if self._cursor.get("store") != here:
+            self._cursor["store"] = here
+            self._save()
 
     def _parent(self) -> str:
         if "parent" not in self._cursor:
             about = self._about
             began = (self.folder / "data.json").stat().st_mtime
-            run = self._find_or_create(about["id"], self.folder.name, self._common_tags(), began)
+            tags = self._common_tags()
+            run = self._experiment.find_or_create(about["id"], self.folder.name, tags, began)
             self._client.set_tag(run, NOTE_TAG, describe_run(self.folder, about, None))
             metrics = {f"baseline_{name}": loss for name, loss in about["baselines"].items()}
             self._send_metrics(run, [{"step": 0, "time": 0.0, **metrics}])
@@ -125,7 +125,7 @@ class RunTracker:
             source = f"{self._about['id']}/{record.id}"
             lines = record.metrics()
             began = lines[0]["time"] if lines else None
-            run = self._find_or_create(source, trial_name(record), tags, began)
+            run = self._experiment.find_or_create(source, trial_name(record), tags, began)
             params = [Param(key, str(value)) for key, value in record.params.items()]
             self._client.log_batch(run, params=params)
             state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "ended": None}
@@ -157,7 +157,7 @@ class RunTracker:
         self._client.log_batch(run, tags=tags)
         lines = record.metrics()
         status = "FAILED" if record.status == "failed" else "FINISHED"
-        self._client.set_terminated(run, status, _ms(lines[-1]["time"] if lines else None))
+        self._client.set_terminated(run, status, in_ms(lines[-1]["time"] if lines else None))
 
     def _finish(self, parent: str, result: dict[str, Any]) -> None:
         self._client.set_tag(parent, NOTE_TAG, self._description(result))
@@ -168,7 +168,7 @@ class RunTracker:
             best = {key: top[key] for key in ("best_val_loss", "best_step")}
             # MLflow shows the point of the largest step: of two endings the later one must win.
             self._send_metrics(parent, [{"step": 0, "time": result["last_at"], **best}])
-        self._client.set_terminated(parent, end_time=_ms(result["last_at"] or None))
+        self._client.set_terminated(parent, end_time=in_ms(result["last_at"] or None))
         self._cursor["result"] = result
         self._save()
 
@@ -218,54 +218,13 @@ class RunTracker:
                     at = {"step": 0, "time": result["last_at"]}
                     self._send_metrics(run, [{**at, "rank": ranks[trial]}])
 
-    def _drop_doubles(self) -> None:
-        """Delete runs of this folder that a slow server made after their request was given up."""
-        known = {self._cursor["parent"], *(t["run"] for t in self._cursor["trials"].values())}
-        token, ours = None, f"tags.`{SOURCE_TAG}` LIKE '{self._about['id']}%'"
-        while True:
-            page = self._client.search_runs([self._experiment_id()], ours, page_token=token)
-            for run in page:
-                if run.info.run_id not in known:
-                    self._client.delete_run(run.info.run_id)
-            token = page.token
-            if not token:
-                return
-
     def _description(self, result: dict[str, Any]) -> str:
-        experiment = self._experiment_id()
+        experiment = self._experiment.id()
         links = {
             trial: run_page(experiment, state["run"])
             for trial, state in self._cursor["trials"].items()
         }
         return describe_run(self.folder, self._about, result, links)
-
-    def _find_or_create(
-        self, source: str, name: str, tags: dict[str, str], began: float | None
-    ) -> str:
-        """The run of `source`; a new one began then (seconds since the epoch; None: now)."""
-        experiment = self._experiment_id()
-        found = self._client.search_runs([experiment], f"tags.`{SOURCE_TAG}` = '{source}'")
-        if found:
-            return str(found[0].info.run_id)
-        tags = {**tags, SOURCE_TAG: source}
-        run = self._client.create_run(experiment, _ms(began), tags, name)
-        return str(run.info.run_id)
-
-    def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            return str(
-                self._client.create_experiment(
-                    self._experiment, artifact_location(self._uri), tags=EXPERIMENT_TAGS
-                )
-            )
-        except MlflowException:  # another process made it a moment ago
-            found = self._client.get_experiment_by_name(self._experiment)
-            if found is None:
-                raise
-            return str(found.experiment_id)
 
     def _send_metrics(self, run: str, lines: list[dict[str, float]]) -> None:
         metrics = [
@@ -288,7 +247,3 @@ class RunTracker:
 
     def _save(self) -> None:
         write_text(self.folder / CURSOR, json.dumps(self._cursor))
-
-
-def _ms(seconds: float | None) -> int | None:
-    return None if seconds is None else round(1000 * seconds)
