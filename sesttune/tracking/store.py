@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from sesttune.config.paths import whole_uri
 from sesttune.config.schema import Config
@@ -14,6 +14,8 @@ from sesttune.errors import UserError
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of the stores that take runs; MLflow's file store no longer does."""
+SECRET_KEYS = ("password", "passwd", "pwd", "sslpassword", "token", "odbc_connect")
+"""What a database driver takes in the query of an address, after `?`."""
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 FILE_TIMEOUT_S = 300
 """MLflow's server answers when its own store has the file: 0.6 GB at 2 MB/s."""
@@ -34,12 +36,12 @@ def tracking_uri(config: Config, before: str | None = None) -> str:
 
 
 def check_store(config: Config) -> None:
-    """Raise UserError for a store that no run could be delivered to, and for a password."""
-    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password:
+    """Raise UserError for a store that takes no runs, and for a password or token in settings."""
+    if config.tracking.uri is not None and _secrets(config.tracking.uri):
         raise UserError(
-            "tracking.uri holds a password, and settings are printed, saved and logged: set the "
-            "environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
+            "tracking.uri holds a password or token, and settings are printed, saved and logged: "
+            "set the environment variable MLFLOW_TRACKING_URI instead, or MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD (a token: MLFLOW_TRACKING_TOKEN)"
         )
     uri = tracking_uri(config)
     if urlsplit(uri).scheme.partition("+")[0] not in SCHEMES:
@@ -58,12 +60,27 @@ def artifact_location(uri: str) -> str | None:
 
 
 def without_secrets(uri: str) -> str:
-    """`uri` without user name and password, fit to be shown or logged."""
+    """`uri` without user name, password and token, fit to be shown or logged."""
+    here, asked, query = uri.partition("?")
+    host = urlsplit(here).netloc
+    here = here.replace(host, host.rpartition("@")[2], 1) if host else here
+    query = "&".join(item for item in query.split("&") if not _is_secret(item))
+    return f"{here}{asked if query else ''}{query}"
+
+
+def _secrets(uri: str) -> list[str]:
+    """What of `uri` lets others in, as written and as it is meant."""
     parts = urlsplit(uri)
-    if parts.password is None and parts.username is None:
-        return uri
-    host = parts.hostname or ""
-    return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
+    found = [item.partition("=")[2] for item in parts.query.split("&") if _is_secret(item)]
+    if parts.password:
+        found.append(parts.password)
+    elif parts.username and parts.scheme in ("http", "https"):  # a token is sent as the user
+        found.append(parts.username)
+    return [text for value in found if value for text in (value, unquote_plus(value))]
+
+
+def _is_secret(item: str) -> bool:
+    return item.partition("=")[0].lower() in SECRET_KEYS
 
 
 def problem(error: BaseException, uri: str) -> str:
@@ -71,8 +88,9 @@ def problem(error: BaseException, uri: str) -> str:
     while root := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = root
     line = (str(error) or type(error).__name__).splitlines()[0].replace(uri, without_secrets(uri))
-    password = urlsplit(uri).password
-    return (line.replace(password, "***") if password else line)[:200]
+    for secret in _secrets(uri):
+        line = line.replace(secret, "***")
+    return line[:200]
 
 
 def unreachable(uri: str) -> str | None:

@@ -10,21 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from helpers.run_folder import ABOUT, finish, report, write_result, write_run
 from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
 
-from sesttune.config.load import load_config
-from sesttune.errors import UserError
 from sesttune.tracking.describe import NOTE_LIMIT, ROWS, describe_run
-from sesttune.tracking.store import (
-    artifact_location,
-    check_store,
-    problem,
-    tracking_uri,
-    without_secrets,
-)
 from sesttune.tracking.sync import RunTracker
 from sesttune.training.records import note_facts, trial_folder, update_trial
 
@@ -255,40 +245,3 @@ def test_a_failed_trial_that_is_tried_again_is_opened_and_closed_again(
     assert statuses[0] == ("FAILED", "error: full")
     assert statuses[1][0] == "RUNNING"
     assert statuses[2] == ("FINISHED", "max_steps")
-
-
-def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config([f"output_dir={tmp_path}/out"])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri(config) == f"sqlite:///{tmp_path}/out/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking_uri(config) == "http://server:5000"
-    assert tracking_uri(config, "http://before") == "http://server:5000"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking_uri(config, "http://before") == "http://before"
-    assert tracking_uri(config, "sqlite:////moved/mlflow.db") == tracking_uri(config)
-    named = load_config(["tracking.uri=http://other"])
-    assert tracking_uri(named) == "http://other"
-    monkeypatch.chdir(tmp_path)  # as a run is delivered to later, from elsewhere
-    here = load_config(["tracking.uri=sqlite:///own.db"])
-    assert tracking_uri(here) == f"sqlite:///{tmp_path}/own.db"
-    assert artifact_location(tracking_uri(here)) == f"file://{tmp_path}/mlartifacts"
-
-
-def test_a_store_that_takes_no_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for uri in ("http://h", "sqlite:///x.db", "postgresql+psycopg2://h/x"):
-        check_store(load_config([f"tracking.uri={uri}"]))
-    for uri in ("foo", "./mlruns", "nonsense://x", "file:///mlruns"):
-        with pytest.raises(UserError, match=f"tracking.uri={uri} is no store"):
-            check_store(load_config([f"tracking.uri={uri}"]))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI=mlruns is no store"):
-        check_store(load_config())
-
-
-def test_secrets_are_not_shown() -> None:
-    assert without_secrets("http://me:secret@host:5000/x") == "http://host:5000/x"
-    assert without_secrets("postgresql://u:p@db/mlflow") == "postgresql://db/mlflow"
-    assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
-    told = problem(ValueError("API request to http://me:secret@h/api: no"), "http://me:secret@h")
-    assert told == "API request to http://h/api: no"

@@ -1,0 +1,75 @@
+"""Where MLflow lives, what is refused, and that nobody is shown how to get in."""
+
+from pathlib import Path
+
+import pytest
+
+from sesttune.config.load import load_config
+from sesttune.errors import UserError
+from sesttune.tracking.store import (
+    artifact_location,
+    check_store,
+    problem,
+    tracking_uri,
+    without_secrets,
+)
+
+
+def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([f"output_dir={tmp_path}/out"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(config) == f"sqlite:///{tmp_path}/out/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(config) == "http://server:5000"
+    assert tracking_uri(config, "http://before") == "http://server:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(config, "http://before") == "http://before"
+    assert tracking_uri(config, "sqlite:////moved/mlflow.db") == tracking_uri(config)
+    named = load_config(["tracking.uri=http://other"])
+    assert tracking_uri(named) == "http://other"
+    monkeypatch.chdir(tmp_path)  # as a run is delivered to later, from elsewhere
+    here = load_config(["tracking.uri=sqlite:///own.db"])
+    assert tracking_uri(here) == f"sqlite:///{tmp_path}/own.db"
+    assert artifact_location(tracking_uri(here)) == f"file://{tmp_path}/mlartifacts"
+
+
+def test_a_store_that_takes_no_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("http://h", "sqlite:///x.db", "postgresql+psycopg2://h/x"):
+        check_store(load_config([f"tracking.uri={uri}"]))
+    for uri in ("foo", "./mlruns", "nonsense://x", "file:///mlruns"):
+        with pytest.raises(UserError, match=f"tracking.uri={uri} is no store"):
+            check_store(load_config([f"tracking.uri={uri}"]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI=mlruns is no store"):
+        check_store(load_config())
+
+
+def test_secrets_are_not_shown() -> None:
+    assert without_secrets("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert without_secrets("postgresql://u:p@db/mlflow") == "postgresql://db/mlflow"
+    for plain in ("sqlite:////a@b/c.db", "postgresql:///mlflow?host=/run", "http://h/?"):
+        assert without_secrets(plain) == plain.removesuffix("?")
+    assert without_secrets("postgresql:///mlflow?password=p") == "postgresql:///mlflow"
+    assert without_secrets("https://TOKEN@[::1]:5000") == "https://[::1]:5000"
+    database = "postgresql://db/mlflow?user=me&{}=a%40b&sslmode=require"
+    for key in ("password", "PASSWORD", "passwd", "sslpassword", "token"):
+        uri = database.format(key)
+        assert without_secrets(uri) == "postgresql://db/mlflow?user=me&sslmode=require"
+        assert problem(ValueError("no: a@b, a%40b"), uri) == "no: ***, ***"
+    told = problem(ValueError("API request to http://me:secret@h/api: no"), "http://me:secret@h")
+    assert told == "API request to http://h/api: no"
+    assert problem(ValueError("TOKEN is unknown"), "https://TOKEN@h") == "*** is unknown"
+
+
+def test_secrets_are_refused_as_settings() -> None:
+    check_store(load_config(["tracking.uri=postgresql://me@db/mlflow?sslmode=require"]))
+    for uri in (
+        "http://me:secret@h",
+        "https://key@h",
+        "postgresql://db/mlflow?user=me&password=secret",
+        "mysql://db/mlflow?passwd=secret",
+    ):
+        with pytest.raises(UserError, match="tracking.uri holds a password or token") as told:
+            check_store(load_config([f"tracking.uri={uri}"]))
+        assert "secret" not in str(told.value)
+        assert "key" not in str(told.value)
