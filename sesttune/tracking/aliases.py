@@ -31,7 +31,7 @@ class Version:
 def registry(uri: str) -> MlflowClient:
     """A client of the registry at `uri`. Raises UserError where there is no such store."""
     require_store(uri)
-    quick_client()
+    quick_client(uri)
     return MlflowClient(uri, uri)
 
 

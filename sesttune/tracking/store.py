@@ -97,7 +97,7 @@ def unreachable(uri: str) -> str | None:
     """Why the store at `uri` does not answer, in a line; None where it does."""
     from mlflow import MlflowClient
 
-    quick_client()
+    quick_client(uri)
     try:
         MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:
@@ -115,7 +115,7 @@ def mlflow_store(uri: str) -> Iterator[None]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    quick_client()
+    quick_client(uri)
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     before = {name: os.environ.get(name) for name in names}
     mlflow.set_tracking_uri(uri)
@@ -150,10 +150,10 @@ def is_gone(uri: str) -> bool:
     return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
-def quick_client() -> None:
-    """MLflow's client with short timeouts, no chatter and no retries of its own.
+def quick_client(uri: str) -> None:
+    """MLflow's client of `uri` with short timeouts, no chatter and no retries of its own.
 
-    By default a server that is away holds a caller for minutes, and every run that ends
+    By default a server or database that is away holds a caller for minutes, and every run that ends
     prints links into the live table. A request that made a run and whose answer was lost must not
     be sent again before somebody has looked: MLflow would make the run twice.
     """
@@ -164,12 +164,18 @@ def quick_client() -> None:
     # What goes wrong is raised too; MLflow's own log of it is a page of SQL.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if urlsplit(uri).scheme not in ("http", "https", "databricks"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # MLflow has no setting for it, and tries for 100 s
 
 
 @contextmanager
 def patient_client() -> Iterator[None]:
-    """Requests inside may take as long as a large file does; the timeout is the process's."""
-    quick_client()
+    """Requests of a `quick_client` inside may take as long as a large file does.
+
+    MLflow's timeout is the process's: it holds for requests of other threads, too.
+    """
     before = os.environ[TIMEOUT]
     os.environ[TIMEOUT] = str(max(FILE_TIMEOUT_S, int(before)))
     try:

@@ -48,7 +48,7 @@ class RunTracker:
     """Delivers one run folder to one MLflow store."""
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
-        quick_client()
+        quick_client(uri)
         self.folder, self._uri = folder, uri
         self._client = MlflowClient(uri)
         self._experiment = Experiment(self._client, uri, experiment)

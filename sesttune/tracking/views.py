@@ -43,7 +43,7 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    quick_client()
+    quick_client(uri)
     require_store(uri)
     where = without_secrets(uri)
     client = MlflowClient(uri)

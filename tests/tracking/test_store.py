@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mlflow.store.db import utils
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
@@ -11,6 +12,7 @@ from sesttune.tracking.store import (
     check_store,
     problem,
     tracking_uri,
+    unreachable,
     without_secrets,
 )
 
@@ -73,3 +75,12 @@ def test_secrets_are_refused_as_settings() -> None:
             check_store(load_config([f"tracking.uri={uri}"]))
         assert "secret" not in str(told.value)
         assert "key" not in str(told.value)
+
+
+def test_a_database_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils, "MAX_RETRY_COUNT", utils.MAX_RETRY_COUNT)  # as it is afterwards
+    monkeypatch.setattr(utils.time, "sleep", lambda _: pytest.fail("it is tried again"))
+    pytest.importorskip("psycopg2")
+    told = unreachable("postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow")
+    assert told is not None
+    assert "refused" in told
