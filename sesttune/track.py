@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sesttune.command import program, run
+from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,17 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     from sesttune.run_setup import open_run, run_names
 
-    names = args.names or run_names(args.output_dir)
-    runs = [open_run(args.output_dir, name) for name in names]
-    return _sync(runs) if args.action == "sync" else _status(runs)
+    act = _sync if args.action == "sync" else _status
+    if args.names:  # all are opened before anything is sent
+        return act([open_run(args.output_dir, name) for name in args.names])
+    runs, damaged = [], 0
+    for name in run_names(args.output_dir):
+        try:
+            runs.append(open_run(args.output_dir, name))
+        except UserError as error:
+            print(f"{name}: {error}")
+            damaged = 1
+    return max(damaged, act(runs))
 
 
 def how_to_deliver(folder: "Path", output_dir: str) -> str:
@@ -50,17 +59,20 @@ def _sync(runs: Sequence["Run"]) -> int:
         if uri not in away:
             away[uri] = unreachable(uri)
         wrong = away[uri]
-        if wrong is None:
-            wrong, told = _deliver(each, uri)
-        if wrong is not None:
-            told = f"not delivered: MLflow at {without_secrets(uri)}: {wrong}"
+        try:
+            if wrong is None:
+                wrong, told = _deliver(each, uri)
+            if wrong is not None:
+                told = f"not delivered: MLflow at {without_secrets(uri)}: {wrong}"
+        except UserError as error:
+            wrong = told = f"not delivered: {error}"
         failed |= wrong is not None
         print(f"{each.folder.name}: {told}", flush=True)
     return int(failed)
 
 
 def _deliver(each: "Run", uri: str) -> tuple[str | None, str]:
-    """What went wrong, or None; and what has been done."""
+    """What went wrong in MLflow, or None; and what has been done. UserError as `sync` raises it."""
     from sesttune.tracking.spool import undelivered
     from sesttune.tracking.store import problem, without_secrets
     from sesttune.tracking.sync import RunTracker
@@ -72,6 +84,8 @@ def _deliver(each: "Run", uri: str) -> tuple[str | None, str]:
         if not before.anything:
             return None, "already there"
         wrong = tracker.sync()
+    except UserError:
+        raise
     except Exception as error:  # one run's trouble must not keep the others
         return problem(error, uri), ""
     return wrong, f"delivered {_amount(before)} to {without_secrets(uri)}"
@@ -81,13 +95,20 @@ def _status(runs: Sequence["Run"]) -> int:
     from sesttune.tracking.spool import undelivered
     from sesttune.tracking.store import is_gone
 
-    lefts = [(each, undelivered(each.folder, is_gone(_store(each)))) for each in runs]
-    lacking = [(each, left) for each, left in lefts if left.anything]
-    for each, left in lacking:
-        print(f"{each.folder.name}: {_amount(left)} not delivered")
-    if not lacking:
-        print(f"nothing is left to deliver of {len(runs)} runs")
-    return 0
+    told = failed = 0
+    for each in runs:
+        try:
+            left = undelivered(each.folder, is_gone(_store(each)))
+        except UserError as error:
+            print(f"{each.folder.name}: {error}")
+            failed += 1
+            continue
+        if left.anything:
+            print(f"{each.folder.name}: {_amount(left)} not delivered")
+            told += 1
+    if not told:
+        print(f"nothing is left to deliver of {len(runs) - failed} runs")
+    return int(failed > 0)
 
 
 def _store(each: "Run") -> str:

@@ -135,3 +135,30 @@ def test_a_store_that_was_deleted_or_replaced_gets_everything_anew(
     assert run_command(main, ["sync", *where]) == 0
     assert capsys.readouterr().out == f"sweep: delivered {left} to sqlite:///{database}\n"
     assert_whole(f"sqlite:///{database}", folder, str(tmp_path))
+
+
+def test_a_damaged_run_does_not_hide_the_others(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended_run(tmp_path / "whole", store)
+    for name, file in (("a", "sweep.yaml"), ("b", "result.json"), ("c", "trials/001/trial.json")):
+        (ended_run(tmp_path / name, store) / file).write_text("")
+    where = ["--output-dir", str(tmp_path)]
+    for action, done in (("status", "not delivered"), ("sync", "delivered")):
+        assert run_command(main, [action, *where]) == 1
+        told = capsys.readouterr().out
+        for part in ("sweep.yaml or", "b/result.json is", "c/trials/001/trial.json is"):
+            [line] = [line for line in told.splitlines() if part in line]
+            assert "damaged" in line
+        assert f"whole: {done if action == 'sync' else '5 points'}" in told
+    assert run_command(main, ["status", "a", *where]) == 2
+
+
+@pytest.mark.parametrize("content", ["", '{"trials": {"00', "[]"])
+def test_a_damaged_memory_is_a_lost_one(store: str, tmp_path: Path, content: str) -> None:
+    folder = ended_run(tmp_path / "sweep", store)
+    where = ["--output-dir", str(tmp_path)]
+    assert run_command(main, ["sync", *where]) == 0
+    (folder / "tracking.json").write_text(content)
+    assert run_command(main, ["sync", *where]) == 0
+    assert_whole(store, folder, str(tmp_path))

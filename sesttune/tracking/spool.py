@@ -6,14 +6,14 @@ delivers a folder; another one waits for its turn and then reads how far the fir
 """
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials
+from sesttune.errors import UserError
+from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials, read_object
 
 CURSOR, LOCK, RESULT = "tracking.json", ".tracking.lock", "result.json"
 SWEEP_FILES = (RESULT, "sweep.yaml", "packing.json", "report.html")
@@ -61,7 +61,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 def read_cursor(folder: Path) -> dict[str, Any]:
     """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`."""
-    return {**new_cursor(), **(read_json(folder / CURSOR) or {})}
+    try:
+        found = read_object(folder / CURSOR, "")
+    except UserError:  # lost like one that was removed, which costs time only
+        found = None
+    return {**new_cursor(), **(found or {})}
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """How the run ended, where it has; UserError where the file is damaged."""
+    return read_object(folder / RESULT, "remove it, and --resume writes it again")
 
 
 def new_cursor() -> dict[str, Any]:
@@ -78,7 +87,7 @@ def undelivered(folder: Path, store_is_gone: bool = False) -> Undelivered:
         sent = state["lines"] if state else 0
         lines += max(0, len(record.metrics()) - sent)
         trials += state is None or has_news(record, state)
-    result = read_json(folder / RESULT)
+    result = read_result(folder)
     news = result is not None and cursor.get("result") != result
     return Undelivered(lines, trials, news, len(files_left(folder, cursor)))
 
@@ -122,11 +131,3 @@ def has_news(record: TrialRecord, state: dict[str, Any]) -> bool:
 def ending(record: TrialRecord) -> list[str | None] | None:
     """How a trial ended, as the cursor remembers it; None while it has not."""
     return [record.status, record.stop_reason] if record.finished else None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None where there is no such file."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None

@@ -29,7 +29,7 @@ from sesttune.tracking.spool import (
     files_left,
     new_cursor,
     read_cursor,
-    read_json,
+    read_result,
     sole_writer,
 )
 from sesttune.tracking.store import patient_client, problem, quick_client, without_secrets
@@ -68,7 +68,7 @@ class RunTracker:
             parent = self._parent()
             for record in list_trials(self.folder):
                 self._sync_trial(record, parent)
-            result = read_json(self.folder / RESULT)
+            result = read_result(self.folder)
             if result is not None and self._cursor.get("result") != result:
                 self._judge_trials(result)
                 known = [parent, *(t["run"] for t in self._cursor["trials"].values())]

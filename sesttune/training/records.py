@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sesttune.atomic import room_on_disk, write_text
+from sesttune.errors import UserError
 
 METRICS, RECORD = "metrics.jsonl", "trial.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -61,12 +62,25 @@ def write_trial(record: TrialRecord) -> TrialRecord:
 
 
 def read_trial(folder: Path) -> TrialRecord | None:
-    """The record in `folder`, or None where there is none."""
+    """The record in `folder`, or None where there is none; UserError where it is damaged."""
+    cure = f"restore it, or move {folder} away to leave this trial out"
+    content = read_object(folder / RECORD, cure)
+    if content is None:
+        return None
     try:
-        content = json.loads((folder / RECORD).read_text())
+        return TrialRecord(folder=folder, **content)
+    except TypeError:
+        raise UserError(f"{folder / RECORD} is not a record of a trial: {cure}") from None
+
+
+def read_object(path: Path, cure: str) -> dict[str, Any] | None:
+    """The JSON object in `path`, None where there is no file; UserError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    return TrialRecord(folder=folder, **content)
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: {cure}") from None
 
 
 def update_trial(folder: Path, status: str, stop_reason: str | None) -> TrialRecord:
@@ -88,13 +102,22 @@ def list_trials(run_folder: Path) -> list[TrialRecord]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The reported lines; one torn by a kill at the end of the file is left out."""
+    """The reported lines; one torn by a kill at the end of the file is left out.
+
+    Raises UserError where another one is damaged.
+    """
     try:
-        text = (folder / METRICS).read_text()
+        text = (folder / METRICS).read_text(errors="replace")
     except FileNotFoundError:
         return []
-    lines = text.split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    found = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            path = folder / METRICS
+            raise UserError(f"{path}: line {number} is damaged: remove that line") from None
+    return found
 
 
 def metrics_bytes(folder: Path) -> int:

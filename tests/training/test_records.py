@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import pytest
+
+from sesttune.errors import UserError
 from sesttune.training.records import (
     TrialRecord,
     append_metrics,
@@ -40,3 +43,21 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert [line["step"] for line in cut_metrics(tmp_path, 5)] == [0, 5]
     append_metrics(tmp_path, {"step": 10})
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 5, 10]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"id": "001", "colour": 3}'])
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    write_trial(TrialRecord("001", tmp_path))
+    (tmp_path / "trial.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}/trial.json is"):
+        read_trial(tmp_path)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    for step in (0, 5):
+        append_metrics(tmp_path, {"step": step})
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    for damaged in (b"\0\xff\0", b"3"):
+        (tmp_path / "metrics.jsonl").write_bytes(whole + damaged + b"\n" + whole)
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 3 is damaged"):
+            read_metrics(tmp_path)
