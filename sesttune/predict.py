@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FLAGS = {
     "model.kwargs.se_model_path": "--model-folder",
     "model.kwargs.se_checkpoint_path": "--model-folder",
+    "data.kwargs.perturbation_features_file": "--features",
 }
 
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         "--vcc", action="store_true", help="write what `cell-eval prep` takes, and its gene list"
     )
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} must not be negative")
     check_output(args.output, (".h5ad",), source=args.adata)
     from sesttune.config.load import from_dict, load_config
     from sesttune.model.head_checkpoint import import_head
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     config = from_dict(about["config"])
     if args.vcc:
         check_vcc(args.adata, config.data.kwargs)
-    features = _features(folder, args.features)
+    features = _features(folder, args.features, about["head"]["pert_dim"])
     store, controls = _read_cells(args, config, about, set(features))
     if store.is_control.all():
         raise UserError(f"--adata {args.adata} holds control cells alone: nothing to predict")
@@ -68,14 +71,22 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _features(folder: Path, more: Path | None) -> dict[str, "np.ndarray"]:
-    from safetensors.numpy import load_file
-
+def _features(folder: Path, more: Path | None, width: int) -> dict[str, "np.ndarray"]:
     from sesttune.data.features import read_features
-    from sesttune.model.head_checkpoint import FEATURES_FILE
+    from sesttune.model.head_checkpoint import read_vectors
 
-    known: dict[str, Any] = load_file(folder / FEATURES_FILE)
-    return {**(read_features(more) if more else {}), **known}
+    known = read_vectors(folder)
+    if more is None:
+        return known
+    with settings_as_flags(FLAGS):
+        others = read_features(more)
+    found = len(next(iter(others.values())))
+    if found != width:
+        raise UserError(
+            f"--features {more}: its vectors have {found} values, those of the model {width}: give "
+            "features made as those it was trained on were"
+        )
+    return {**others, **known}
 
 
 def _read_cells(

@@ -38,14 +38,14 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
     from sesttune.config.load import load_config, parse_override, with_point
-    from sesttune.model.head_checkpoint import ABOUT_FILE
+    from sesttune.model.head_checkpoint import read_about
     from sesttune.recipe import describe, reasons, settings_of
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
     places = dict(parse_override(text) for text in args.overrides)
     folder = fetch_model(args.model, tracking_uri(load_config([f"output_dir={args.output_dir}"])))
-    about = json.loads((folder / ABOUT_FILE).read_text())
+    about = read_about(folder)
     config = with_point(settings_of(about, places), {"output_dir": args.output_dir})
     from sesttune.training.environment import describe_device, versions
     from sesttune.training.trainer import pick_device
@@ -121,14 +121,13 @@ def _check_encoder(about: Mapping[str, Any], now: Mapping[str, str]) -> None:
 def _check_features(model: Path, manifest: Path, config: "Config") -> None:
     """The data's fingerprint is of cells and splits; features are compared one by one."""
     import numpy as np
-    from safetensors.numpy import load_file
 
     from sesttune.data.trial_data import TrialData
-    from sesttune.model.head_checkpoint import FEATURES_FILE
+    from sesttune.model.head_checkpoint import read_vectors
 
     data = TrialData.open(manifest)
     row = {name: number for number, name in enumerate(data.store.names["pert"])}
-    for name, vector in load_file(model / FEATURES_FILE).items():
+    for name, vector in read_vectors(model).items():
         if not np.array_equal(data.features[row[name]], vector):
             raise UserError(
                 f"{config.data.kwargs.perturbation_features_file}: the vector of '{name}' is not "

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +25,8 @@ FORMAT = "sesttune-head-1"
 WEIGHTS_FILE, ABOUT_FILE = "head.safetensors", "head.json"
 FEATURES_FILE = "features.safetensors"
 """Beside them in a registered model: the vectors of the perturbations it was trained on."""
+SAID = ("head", "config", "encoder", "genes", "step", "val_loss", "data_fingerprint")
+"""What every `head.json` says."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -82,10 +86,32 @@ def export_head(folder: Path, head: STHead, about: dict[str, Any]) -> dict[str, 
 
 def import_head(folder: Path) -> tuple[STHead, dict[str, Any]]:
     """The head that `export_head` wrote, in eval mode, and what was said about it."""
+    about = read_about(folder)
     try:
-        about = json.loads((folder / ABOUT_FILE).read_text())
         head = STHead(HeadConfig(**about["head"]))
         load_state(head, load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold a promoted head: {error}") from None
     return head.eval(), about
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `head.json` says of the head in `folder`. Raises UserError where it lacks some of it."""
+    path = folder / ABOUT_FILE
+    try:
+        about = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): promote it again") from None
+    lacking = [key for key in SAID if key not in about]
+    if lacking:
+        raise UserError(f"{path} does not say its {', '.join(lacking)}: promote it again")
+    return about
+
+
+def read_vectors(folder: Path) -> dict[str, np.ndarray]:
+    """name -> float32 [pert_dim] of the model in `folder`. Raises UserError where damaged."""
+    path = folder / FEATURES_FILE
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): promote it again") from None

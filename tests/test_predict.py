@@ -1,0 +1,56 @@
+"""What `sesttune predict` refuses in a line, before it reads a cell."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.promoted import promoted
+
+from sesttune import evaluate, export, predict, reproduce
+from sesttune.command import run
+
+
+def refused(capsys: pytest.CaptureFixture[str], model: Path, *more: str) -> str:
+    arguments = ["--model", str(model), "--adata", "no.h5ad", "--output", str(model / "o.h5ad")]
+    assert run(predict.main, [*arguments, *more]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_features_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    promoted(tmp_path / "head")
+    features = tmp_path / "more.pt"
+    told = refused(capsys, tmp_path / "head", "--features", str(features))
+    assert told == f"error: --features: {features} does not exist"
+    torch.save({"P9": torch.ones(5)}, features)
+    told = refused(capsys, tmp_path / "head", "--features", str(features))
+    assert "more.pt: its vectors have 5 values, those of the model 8" in told
+    assert "--seed -1 must not" in refused(capsys, tmp_path / "head", "--seed", "-1")
+
+
+@pytest.mark.parametrize("file", ["features.safetensors", "head.safetensors", "head.json"])
+def test_a_damaged_file_of_a_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    promoted(tmp_path / "head")
+    whole = (tmp_path / "head" / file).read_bytes()
+    for content in (whole[:100], b""):
+        (tmp_path / "head" / file).write_bytes(content)
+        assert f"{tmp_path}/head" in refused(capsys, tmp_path / "head")
+    if file == "features.safetensors":
+        (tmp_path / "head" / file).unlink()
+        assert f"head/{file} is missing" in refused(capsys, tmp_path / "head")
+        state = ["--model", str(tmp_path / "head"), "--state", str(tmp_path / "state")]
+        assert run(export.main, state) == 2
+
+
+def test_a_model_that_says_too_little_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promoted(tmp_path / "head")
+    (tmp_path / "head" / "head.json").write_text('{"head": {}, "genes": []}')
+    model = str(tmp_path / "head")
+    assert "head.json does not say its config, encoder" in refused(capsys, tmp_path / "head")
+    for main, arguments in ((evaluate.main, ["--model", model]), (reproduce.main, [model])):
+        assert run(main, arguments) == 2
+        assert "head.json does not say its config" in capsys.readouterr().err
