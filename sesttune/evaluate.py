@@ -50,6 +50,10 @@ def main(argv: Sequence[str]) -> int:
     wrong = [text for text in args.overrides if not text.lstrip("+").startswith("data.")]
     if wrong:
         raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")
+    if args.cell_eval is not None:
+        from sesttune.evaluation.cell_eval import require_cell_eval
+
+        require_cell_eval()
     console = open_console()
     _evaluate(args, console)
     return 0

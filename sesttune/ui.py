@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from sesttune.command import add_config_arguments, read_config, run
+from sesttune.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
     uri = tracking_uri(config)
     has_server = uri.startswith(("http://", "https://"))
     server = without_secrets(uri).rstrip("/") if has_server else f"http://{args.host}:{args.port}"
-    for name, address in pages(uri, config.tracking.experiment, server).items():
+    addresses = pages(uri, config.tracking.experiment, server)
+    if not has_server:
+        _require_port(args.host, args.port)
+    for name, address in addresses.items():
         print(f"{name + ':':<8}{address}", flush=True)
     if has_server:
         return 0
@@ -40,6 +45,19 @@ def main(argv: Sequence[str]) -> int:
     return subprocess.call(
         command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     )
+
+
+def _require_port(host: str, port: int) -> None:
+    """Raises UserError where nothing can listen there; MLflow says so after its addresses."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({reason}): choose another with --port, "
+            "or stop what is there"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -145,7 +145,9 @@ def test_cell_eval_scores_each_cell_type_or_is_asked_for(
     arguments = ("--sweep", GOOD, "--cell-eval", str(tmp_path / "scores"))
     if importlib.util.find_spec("cell_eval") is None:
         assert call(outputs, *arguments) == 2
-        assert "pip install 'sesttune[eval]'" in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert "pip install 'sesttune[eval]'" in told.err
+        assert told.out == "", "before anything is scored"
         return
     assert call(outputs, *arguments) == 0
     shown = capsys.readouterr().out

@@ -4,6 +4,7 @@ It knows perturbations but no contexts, so each (dataset, cell type) is evaluate
 held-out cells and all controls, predicted and real. Its files stay in a folder a context.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,20 +19,19 @@ from sesttune.evaluation.every_cell import predict_every_cell
 from sesttune.evaluation.predictors import Predictor
 
 
+def require_cell_eval() -> None:
+    """Raises UserError where cell-eval is not installed."""
+    if importlib.util.find_spec("cell_eval") is None:
+        raise UserError("--cell-eval needs the package cell-eval: pip install 'sesttune[eval]'")
+
+
 def run_cell_eval(
     data: TrialData, split: str, predict: Predictor, config: Config, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Means over perturbations of each metric that cell-eval computes, by context.
-
-    Raises UserError where cell-eval is not installed.
-    """
+    """Means over perturbations of each metric that cell-eval computes, by context."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # a bar a metric, over whatever is printed
-    try:
-        from cell_eval import MetricsEvaluator
-    except ImportError:
-        raise UserError(
-            "--cell-eval needs the package cell-eval: pip install 'sesttune[eval]'"
-        ) from None
+    from cell_eval import MetricsEvaluator
+
     store, found = data.store, {}
     contexts: dict[tuple[int, int], list[Condition]] = {}
     for condition in data.conditions(split):

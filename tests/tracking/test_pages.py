@@ -121,6 +121,21 @@ def test_the_server_listens_on_this_machine_only(pages: dict[str, str]) -> None:
     assert all(address.startswith("http://127.0.0.1:") for address in pages.values())
 
 
+def test_a_port_that_is_taken_is_said_before_any_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "sweep", trials=0)
+    RunTracker(folder, f"sqlite:///{tmp_path}/mlflow.db", "sesttune").sync()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_command(main, ["--port", str(port), f"output_dir={tmp_path}"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"127.0.0.1:{port} cannot be listened on (Address already in use" in told.err
+    assert run_command(main, ["--port", "70000", f"output_dir={tmp_path}"]) == 2
+    assert "127.0.0.1:70000 cannot be listened on" in capsys.readouterr().err
+
+
 def test_an_empty_store_is_said_to_be_empty(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
