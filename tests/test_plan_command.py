@@ -13,6 +13,7 @@ import torch
 from helpers.tiny_data import CONTROL, write_cells
 
 from sesttune.config.load import load_config
+from sesttune.config.paths import with_whole_paths
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.training.records import list_trials
 
@@ -82,7 +83,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_plans_command_trains(folder: Path) -> None:
+def test_the_plans_command_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = start(folder, f"data.cache_dir={folder}/cache")
     assert training.stdout is not None
     assert training.stderr is not None
@@ -92,7 +93,9 @@ def test_the_plans_command_trains(folder: Path) -> None:
     run = folder / "competition" / "se_st_combined_40k"
     [record] = list_trials(run)
     config = load_config(file=record.folder / "config.yaml")
-    assert config == load_config([*shlex.split(COMMAND)[1:], f"data.cache_dir={folder}/cache"])
+    asked = load_config([*shlex.split(COMMAND)[1:], f"data.cache_dir={folder}/cache"])
+    monkeypatch.chdir(folder)
+    assert config == with_whole_paths(asked)
     assert (config.training.lr, config.training.patience) == (1e-4, 10)
     saved = torch.load(record.checkpoints / "last.ckpt", weights_only=True, mmap=True)
     shapes = {name: tuple(weight.shape) for name, weight in saved["model"].items()}
