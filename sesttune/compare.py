@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     console.print(table)
     for told in filter(None, (unfinished(side.run) for side in sides)):
         console.print(told, highlight=False, soft_wrap=True)
-    better, worse = sorted((side.winner for side in sides), key=lambda found: found.mean)
+    better, worse = sorted((side.winner for side in sides), key=lambda s: (s.diverged, s.mean))
     console.print(difference(better, worse), highlight=False, soft_wrap=True)
     return 0
 
@@ -90,11 +90,10 @@ def _facts(side: _Side) -> dict[str, str]:
     assert best is not None
     took: dict[str, float] = json.loads(spent.read_text()) if spent.exists() else {}
     draws = side.winner.values
-    mean = f"{side.winner.mean:.4g} ± {side.winner.sd:.2g} (n={len(draws)})"
     return {
         "winner": f"{best.id}: {describe(best.params)}",
         "best val_loss": f"{best.best_val_loss:.4g} at step {best.best_step:,}",
-        "over seeds": mean if len(draws) > 1 else "a single training",
+        "over seeds": f"{side.winner} (n={len(draws)})" if len(draws) > 1 else "a single training",
         "verdict": f"{side.outcome.verdict}: {side.outcome.evidence}",
         "trials": str(len(side.outcome.leaderboard)),
         "steps trained": f"{trained_steps(side.run.folder):,}",

@@ -113,12 +113,11 @@ def board_cells(outcome: SweepOutcome) -> tuple[list[str], list[list[str]]]:
     shown = []
     for row in _rows(outcome):
         loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
-        mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
         cells = {
             "trial": row["trial"],
             "val_loss": loss,
             "step": f"{row['best_step']:,}",
-            "mean ± sd": mean,
+            "mean ± sd": row["over_seeds"] or "",
             "verdict": row["verdict"] or "-",
             "ended by": row["ended_by"],
             "parameters": row["parameters"],
@@ -174,7 +173,10 @@ def cost_unit(lines: Iterable[Mapping[str, float]]) -> str:
 
 
 def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
-    """The leaderboard as plain values; `mean`, `sd` and `seeds` where a trial was repeated."""
+    """The leaderboard as plain values; `mean`, `sd` and `over_seeds` where a trial was repeated.
+
+    The first two are None where a draw diverged, as `over_seeds` says in words.
+    """
     finals = {standing.trial: standing for standing in outcome.finals}
     rows = []
     for row in outcome.leaderboard:
@@ -185,8 +187,9 @@ def _rows(outcome: SweepOutcome) -> list[dict[str, Any]]:
                 "best_val_loss": row.best_val_loss if math.isfinite(row.best_val_loss) else None,
                 "best_step": row.best_step,
                 "last_step": row.step,
-                "mean": final.mean if final else None,
-                "sd": final.sd if final and len(final.values) > 1 else None,
+                "mean": final.mean if final and not final.diverged else None,
+                "sd": final.sd if final and not math.isnan(final.sd) else None,
+                "over_seeds": str(final) if final else None,
                 "seeds": len(final.values) if final else 1,
                 "verdict": row.verdict.label if row.verdict else None,
                 "evidence": row.verdict.evidence if row.verdict else None,

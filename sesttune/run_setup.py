@@ -202,3 +202,15 @@ def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None
     command = shlex.join(["sesttune", Path(sys.argv[0]).stem, *sys.argv[1:]])
     settings = {"command": command, "space": space, "config": to_dict(config)}
     write_text(folder / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
+
+
+def change_settings(run: Run, changed: Mapping[str, object]) -> Run:
+    """`run` with other values of some dotted keys, on disk, too; the rest stays as it was begun."""
+    from omegaconf import OmegaConf
+
+    config = with_point(run.config, changed)
+    settings = OmegaConf.load(run.folder / SETTINGS)
+    for key, value in changed.items():
+        OmegaConf.update(settings, f"config.{key}", value)
+    write_text(run.folder / SETTINGS, OmegaConf.to_yaml(settings))
+    return replace(run, config=config)

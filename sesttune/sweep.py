@@ -7,8 +7,7 @@ With no data configured it says so and runs the bundled demo.
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-start", metavar="NAME", help="learn from an earlier sweep and continue its best"
     )
     parser.add_argument(
-        "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one"
+        "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one in all"
     )
     add_config_arguments(parser)
 
@@ -111,16 +110,9 @@ def _configuration(args: argparse.Namespace, console: Console) -> "Config":
 
 def _resume(args: argparse.Namespace) -> int:
     console = open_console()
-    allowed = [text for text in args.overrides if text.lstrip("+").startswith("output_dir=")]
-    given = args.config or args.space or args.warm_start or args.dry_run
-    if given or len(allowed) < len(args.overrides):
-        raise UserError(
-            "--resume uses the sweep's own settings: only output_dir= and --time-budget may go "
-            "with it"
-        )
-    from sesttune.config.load import with_point
+    limits = _new_limits(args)
     from sesttune.plan_run import read_plan
-    from sesttune.run_setup import ensure_data, open_run
+    from sesttune.run_setup import change_settings, ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
 
@@ -129,12 +121,50 @@ def _resume(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.resume} is a single training: sesttune train --resume {args.resume}"
         )
-    if args.time_budget is not None:
-        longer = with_point(known.config, {"sweep.time_budget": args.time_budget})
-        known = replace(known, config=longer)
+    _check_limits(known, limits, console)
     check_cluster(known.config)
-    sweep = ensure_data(known, console, shard_runner(known.config))
+    sweep = change_settings(ensure_data(known, console, shard_runner(known.config)), limits)
     return _run(sweep, console, read_plan(sweep.folder), resume=True)
+
+
+def _new_limits(args: argparse.Namespace) -> dict[str, object]:
+    """The limits given with --resume, by key; raises UserError for any other setting."""
+    from sesttune.config.load import parse_override
+    from sesttune.search.budget import LIMITS
+
+    given = dict(parse_override(text) for text in args.overrides)
+    if args.time_budget is not None:
+        given["sweep.time_budget"] = args.time_budget
+    other = args.config or args.space or args.warm_start or args.dry_run
+    if other or not set(given) <= {"output_dir", *LIMITS}:
+        raise UserError(
+            "--resume uses the sweep's own settings: only output_dir=, --time-budget, "
+            f"{'= and '.join(LIMITS[1:])}= may go with it"
+        )
+    return {key: value for key, value in given.items() if key in LIMITS}
+
+
+def _check_limits(known: "Run", limits: Mapping[str, object], console: Console) -> None:
+    """Raise UserError where a new limit is reached already; say so of one that the sweep had."""
+    from sesttune.config.load import with_point
+    from sesttune.search.budget import LIMITS, Spending, limit_reached
+    from sesttune.search.live import duration
+    from sesttune.search.trial_state import BUDGET
+
+    settings = with_point(known.config, limits).sweep
+    why = limit_reached(known.folder, settings)
+    if why is None:
+        return
+    took = Spending(known.folder, settings, gpus=0.0)
+    told = (
+        f"{why.removeprefix(BUDGET)}, so nothing more would be trained (taken so far: "
+        f"{duration(took.wall_s)}, {took.gpu_s / 3600:.3g} GPU- or slot-hours)"
+    )
+    key = next(key for key in LIMITS if key in why)
+    if key in limits:
+        raise UserError(f"{told}; a limit counts from the sweep's beginning")
+    told += f"; to go on, give another {key}= with --resume"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> int:

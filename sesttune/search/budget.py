@@ -1,6 +1,7 @@
 """What a sweep may cost, and what it has cost so far, over all the drivers it has had."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from sesttune.atomic import write_text
 from sesttune.config.duration import seconds
 from sesttune.config.schema import SweepConfig
 from sesttune.search.trial_state import BUDGET
+from sesttune.training.records import list_trials
 
+LIMITS = ("sweep.time_budget", "sweep.gpu_hours", "sweep.target_val_loss")
 SPENT = "spent.json"
 _SAVED_EVERY_S = 10.0
 
@@ -62,3 +65,10 @@ class Spending:
         if limits.gpu_hours is not None and self.gpu_s >= 3600 * limits.gpu_hours:
             return f"{BUDGET}sweep.gpu_hours={limits.gpu_hours:g} are spent"
         return None
+
+
+def limit_reached(folder: Path, limits: SweepConfig) -> str | None:
+    """Which limit the sweep in `folder` has reached by what its files say; None: none."""
+    curves = (record.metrics() for record in list_trials(folder))
+    best = min((lines[-1]["best_val_loss"] for lines in curves if lines), default=math.inf)
+    return Spending(folder, limits, gpus=0.0).exceeded(best)

@@ -16,6 +16,7 @@ from pathlib import Path
 from sesttune.config.load import to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.search.budget import limit_reached
 from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
 from sesttune.search.outcome import SweepOutcome, read_outcome
@@ -40,7 +41,8 @@ def run_sweep(
 
     `manifest`: the prepared data that every trial opens. With `resume`, trials already in
     `folder` are kept, and unfinished ones and those that failed with an error (a full disk,
-    a killed worker; not a loss that is NaN) are continued first. Raises UserError where the
+    a killed worker; not a loss that is NaN) or at a limit are continued first, unless a limit of
+    the sweep is reached. Raises UserError where the
     folder holds trials and `resume` is not set, where another driver runs it, and where no
     trial fits the machine; KeyboardInterrupt after Ctrl-C or SIGTERM, when every trial has stopped
     at its next validation (at once after a second one).
@@ -50,7 +52,7 @@ def run_sweep(
     if not resume and list_trials(folder):
         raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
     with _only_driver(folder):
-        if resume:
+        if resume and limit_reached(folder, config.sweep) is None:
             try_again(folder)
         # Ray drops a trial whose kept worker does not let go of the one before; such trials
         # are unfinished after the first round, and get workers of their own in a second.

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sesttune.search.trial_state import TrialState
+from sesttune.search.trial_state import NAN, TrialState
 
 REPLICATE = "training.replicate"
 SURE = 0.05
@@ -18,7 +18,10 @@ SURE = 0.05
 
 @dataclass(frozen=True)
 class Standing:
-    """A finalist over its draws: `values` are best val_losses, the trial's own first."""
+    """A finalist over its draws: `values` are best val_losses, the trial's own first.
+
+    A draw that diverged is `math.inf`, and so is the mean.
+    """
 
     trial: str
     values: tuple[float, ...]
@@ -29,8 +32,22 @@ class Standing:
 
     @property
     def sd(self) -> float:
-        """Sample standard deviation; nan of one draw."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+        """Sample standard deviation; nan of one draw, and where one diverged."""
+        if len(self.values) < 2 or self.diverged:
+            return math.nan
+        return statistics.stdev(self.values)
+
+    @property
+    def diverged(self) -> int:
+        """How many of the draws diverged."""
+        return self.values.count(math.inf)
+
+    def __str__(self) -> str:
+        """The mean with its deviation, or how many of the draws diverged."""
+        if self.diverged:
+            return f"diverged with {self.diverged} of {len(self.values)} seeds"
+        spread = "" if math.isnan(self.sd) else f" ± {self.sd:.2g}"
+        return f"{self.mean:.4g}{spread}"
 
 
 def finalists(
@@ -60,23 +77,31 @@ def missing_draw(
 
 
 def standings(finals: Sequence[TrialState], trials: Iterable[TrialState]) -> list[Standing]:
-    """The finalists by their means over the draws that were trained to their end, best first."""
+    """The finalists by their means over the draws that were trained to their end, best first.
+
+    One that diverges with another seed comes after all that do not, however good it is with some.
+    """
     draws: dict[str, list[float]] = {trial.id: [trial.settled] for trial in finals}
     for trial in trials:
-        if trial.repeats in draws and trial.complete and math.isfinite(trial.settled):
+        if trial.repeats in draws and trial.reason == NAN:
+            draws[trial.repeats].append(math.inf)
+        elif trial.repeats in draws and trial.complete and math.isfinite(trial.settled):
             draws[trial.repeats].append(trial.settled)
     ranked = [Standing(trial, tuple(values)) for trial, values in draws.items()]
-    return sorted(ranked, key=lambda standing: (standing.mean, standing.trial))
+    return sorted(ranked, key=lambda s: (s.diverged, s.mean, s.values[0], s.trial))
 
 
 def difference(first: Standing, second: Standing) -> str:
     """In words: whether the best mean is better than the next, or it may be chance."""
     if min(len(first.values), len(second.values)) < 2:
         return f"{first.trial} leads {second.trial}, but a single training may be luck"
+    if second.diverged:  # the ranking puts it second
+        own = f" ({first.trial} {first})" if first.diverged else ""
+        return f"{first.trial} leads {second.trial}, which {second}{own}"
     from scipy.stats import ttest_ind
 
     p_value = float(ttest_ind(first.values, second.values, equal_var=False).pvalue)
-    gap = f"{first.mean:.4g} ± {first.sd:.2g} and {second.mean:.4g} ± {second.sd:.2g}"
+    gap = f"{first} and {second}"
     if p_value < SURE:
         return (
             f"{first.trial} is better than {second.trial} beyond noise ({gap}, p = {p_value:.2g})"

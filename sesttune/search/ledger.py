@@ -22,7 +22,7 @@ from sesttune.search.rules import rules_of, trial_count
 from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.space import SearchSpace
-from sesttune.search.trial_state import ERROR, RUNNING
+from sesttune.search.trial_state import ERROR, RUNNING, WAITING
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import TrialRecord, list_trials, read_trial
 
@@ -109,7 +109,14 @@ class TrialLedger:
         self.schedule.close(INTERRUPTED)
 
     def settle(self) -> None:
-        """Write what is decided again, after the last worker is gone and can write no more."""
+        """Write what is decided again, after the last worker is gone and can write no more.
+
+        What an earlier driver had begun and a limit leaves no time for is stopped by the limit.
+        """
+        if self.closed is not None and self.closed != INTERRUPTED:
+            for trial in list(self.schedule.trials.values()):
+                if trial.state == WAITING:
+                    self.schedule.end(trial.id, self.closed)
         ended = {i: trial for i, trial in self.schedule.trials.items() if not trial.active}
         self.schedule.changed.update(ended)
         self._write()

@@ -60,8 +60,9 @@ class TrialState:
 
     @property
     def complete(self) -> bool:
-        """It was trained as long as it could be."""
-        return self.reason in (MAX_STEPS, PATIENCE)
+        """It was trained as long as its budget, whatever became of an extension."""
+        extended = self.max_steps > self.budget
+        return self.reason in (MAX_STEPS, PATIENCE) or (extended and not self.active)
 
     def take(self, step: int, best: float) -> None:
         """Take in a validation."""

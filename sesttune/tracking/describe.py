@@ -91,13 +91,12 @@ def _leaderboard(
     ]
     for rank, row in enumerate(board[:rows], 1):
         loss = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4g}"
-        mean = "" if row["mean"] is None else f"{row['mean']:.4g} ± {row['sd'] or 0:.2g}"
         cells = [
             str(rank),
             _linked(row["trial"], links),
             loss,
             f"{row['best_step']:,}",
-            mean,
+            row["over_seeds"] or "",
             row["verdict"] or "-",
             row["ended_by"],
         ]

@@ -131,9 +131,9 @@ def write_curve(
 def write_result(folder: Path, more_trials: int = 0) -> dict[str, Any]:
     """The file that says the sweep has ended; `more_trials` that are on its leaderboard only."""
     row = {"trial": "001", "best_val_loss": 0.5, "best_step": 9, "last_step": 9}
-    row |= {"ended_by": "max_steps", "mean": 0.51, "sd": 0.02, "seeds": 3, "shares": None}
+    row |= {"ended_by": "max_steps", "over_seeds": "0.51 ± 0.02", "seeds": 3, "shares": None}
     row |= {"verdict": "converged", "evidence": "it is flat", "parameters": "lr=1.00e-04"}
-    lost = {**row, "trial": "002", "best_val_loss": None, "mean": None, "verdict": None}
+    lost = {**row, "trial": "002", "best_val_loss": None, "over_seeds": None, "verdict": None}
     lost |= {"ended_by": "error: lost", "evidence": None}
     board = [row, lost, *({**row, "trial": f"{n:03d}"} for n in range(4, 4 + more_trials))]
     result = {

@@ -71,6 +71,32 @@ def test_an_extension_does_not_change_what_a_finalist_is_compared_by():
     assert standings([winner, trial("2", 0.2)], [])[0].trial == "2"
 
 
+@pytest.mark.parametrize("reason", ["nan", "error: lost", "budget: spent"])
+def test_a_winner_stays_one_when_its_extension_does_not_end_well(reason):
+    winner = trial("1", 0.1, reason)
+    assert [t.id for t in finalists([winner, trial("2", 0.2)], 2, by_lr)] == ["2"]
+    winner.max_steps = 150
+    winner.take(120, 0.05)
+    assert [t.id for t in finalists([winner, trial("2", 0.2)], 2, by_lr)] == ["1", "2"]
+    assert winner.settled == 0.1
+
+
+def test_a_finalist_that_diverges_with_another_seed_does_not_win():
+    finals = [trial("1", 0.10), trial("2", 0.12), trial("3", 0.11)]
+    draws = [draw("4", "1", 1, 0.09, "nan"), draw("5", "2", 1, 0.14), draw("6", "3", 1, 0.1, "nan")]
+    ranked = standings(finals, draws)
+    assert [s.trial for s in ranked] == ["2", "1", "3"]
+    assert [str(s) for s in ranked] == [
+        "0.13 ± 0.014",
+        "diverged with 1 of 2 seeds",
+        "diverged with 1 of 2 seeds",
+    ]
+    assert difference(*ranked[:2]) == "2 leads 1, which diverged with 1 of 2 seeds"
+    assert difference(*ranked[1:]) == (
+        "1 leads 3, which diverged with 1 of 2 seeds (1 diverged with 1 of 2 seeds)"
+    )
+
+
 def test_a_difference_within_noise_is_called_that():
     apart = difference(Standing("1", (1.0, 1.01, 0.99)), Standing("2", (1.2, 1.21, 1.19)))
     assert apart.startswith("1 is better than 2 beyond noise")

@@ -331,6 +331,11 @@ def test_a_target_that_is_reached_ends_the_sweep_and_more_is_done_on_resume_with
     ledger.end(second.id)
     (ended,) = ledger.take_ended()
     assert ended.stop_reason == "budget: val_loss 0.5 reached sweep.target_val_loss"
+    say(ledger, first, 10, 0.5, time=1)
+    resumed = TrialLedger(tmp_path, config, SPACE)
+    resumed.settle()
+    left = read_trial(folder(ledger, first))
+    assert left.stop_reason == ended.stop_reason, "it does not wait for a GPU it will never get"
     try_again(tmp_path)
     assert TrialLedger(tmp_path, CONFIG, SPACE).next().id == first.id
 

@@ -4,8 +4,15 @@ import math
 import pytest
 
 from sesttune.config.load import load_config
+from sesttune.result import write_result
 from sesttune.search.outcome import leaderboard, read_outcome
-from sesttune.training.records import TrialRecord, append_metrics, trial_folder, write_trial
+from sesttune.training.records import (
+    TrialRecord,
+    append_metrics,
+    trial_folder,
+    update_trial,
+    write_trial,
+)
 
 CONFIG = load_config(["training.max_steps=2"])
 
@@ -56,6 +63,21 @@ def test_the_winner_is_the_finalist_with_the_best_mean_not_the_luckiest_single_r
     assert outcome.difference.startswith("002 and 001 differ by noise only")
     assert outcome.verdict == "healthy"
     assert outcome.remedy == "training.max_steps=3"
+
+
+def test_a_result_says_in_valid_json_that_a_finalist_diverged(tmp_path):
+    write(tmp_path, "001", [3.0, 2.0, 1.0])
+    write(tmp_path, "002", [3.0, 2.0, 1.1])
+    write(tmp_path, "003", [3.0, 2.0, 1.9], {"training.replicate": 1}, repeats="001")
+    write(tmp_path, "004", [3.0, 2.0, 1.2], {"training.replicate": 1}, repeats="002")
+    update_trial(trial_folder(tmp_path, "003"), "failed", "nan")
+    write_result(tmp_path, read_outcome(tmp_path, CONFIG))
+    text = (tmp_path / "result.json").read_text()
+    assert "Infinity" not in text, "no JSON outside Python"
+    rows = {row["trial"]: row for row in json.loads(text)["leaderboard"]}
+    assert list(rows) == ["002", "001"]
+    assert rows["001"]["over_seeds"] == "diverged with 1 of 2 seeds"
+    assert (rows["001"]["mean"], rows["002"]["mean"]) == (None, pytest.approx(1.15))
 
 
 def test_of_one_training_the_trial_that_has_the_checkpoint_ranks_first(tmp_path):
