@@ -94,6 +94,11 @@ def check_values(config: Config) -> None:
             raise UserError(f"{key}={choice} is not one of {names}")
     if isinstance(sweep.gpus_per_trial, str) and sweep.gpus_per_trial != "auto":
         raise UserError(f"sweep.gpus_per_trial={sweep.gpus_per_trial} must be a number, or auto")
+    if sweep.gpu_share > 1:
+        raise UserError(
+            f"sweep.gpus_per_trial={sweep.gpus_per_trial}: a trial computes on one GPU, write 1 "
+            "at most"
+        )
     for key, steps in {"sweep.rungs": sweep.rungs, "sweep.extend_to": sweep.extend_to}.items():
         if steps is not None and (steps != sorted(set(steps)) or min(steps, default=1) < 1):
             raise UserError(f"{key}={steps} must be whole numbers above 0, each above the last")

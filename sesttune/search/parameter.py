@@ -55,7 +55,9 @@ class Parameter:
     def takes(self, value: Any) -> bool:
         """Whether it can have this value."""
         grid = self.grid()
-        return bool(self.low <= value <= self.high) if grid is None else value in grid
+        if grid is None:
+            return isinstance(value, int | float) and self.low <= value <= self.high
+        return value in grid
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that must be acceptable settings: all where they are few, else the ends."""

@@ -168,9 +168,7 @@ def slots(config: Config, available: dict[str, float]) -> Slots:
     per_trial = 0.0 if device == "cpu" or gpus == 0 else sweep.gpu_share
     if sweep.cpus_per_trial > cpus:
         raise UserError(f"sweep.cpus_per_trial={sweep.cpus_per_trial:g}: there are {cpus:g} cores")
-    if per_trial > gpus:
-        raise UserError(f"sweep.gpus_per_trial={per_trial:g}: there are {gpus:g} GPUs")
     fit = int(cpus / sweep.cpus_per_trial)
     if per_trial:
-        fit = min(fit, int(gpus / per_trial + 1e-9))
+        fit = min(fit, int(gpus) * int(1 / per_trial + 1e-9))  # none lies across two GPUs
     return Slots(sweep.cpus_per_trial, per_trial, min(sweep.max_concurrent or fit, fit))

@@ -38,6 +38,8 @@ class Searcher(Protocol):
 
     def ask(self, history: Sequence[Observed]) -> dict[str, Any] | None: ...
 
+    def may_propose(self, point: dict[str, Any]) -> bool: ...
+
 
 class Curves(Protocol):
     """What is recorded of a trial beyond its last validation."""
@@ -190,12 +192,16 @@ class Schedule:
         return known
 
     def _best_earlier(self, earlier: Sequence[TrialState]) -> list[dict[str, Any]]:
-        """The best 1/eta of the earlier trainings, the best first, to be gone on with."""
+        """The best 1/eta of the earlier trainings, the best first, to be gone on with.
+
+        But for those outside what is searched now.
+        """
         best: dict[Hashable, dict[str, Any]] = {}
         longest = {} if self.rules.longest is None else {MAX_STEPS_KEY: self.rules.longest}
         for trial in sorted(earlier, key=lambda trial: (trial.best, trial.id)):
             best.setdefault(self._shared.key(trial.point), trial.point | longest)
-        return list(best.values())[: -(-len(best) // self.rules.eta)]
+        leaders = list(best.values())[: -(-len(best) // self.rules.eta)]
+        return [point for point in leaders if self._searcher.may_propose(point)]
 
     def _add(self, point: dict[str, Any], **about: Any) -> TrialState:
         number = 1 + len(self.trials)

@@ -65,6 +65,10 @@ class Suggester:
         self._sequence: list[Point] = []
         self._grid: list[Point] | None = None
 
+    def may_propose(self, point: Point) -> bool:
+        """Whether `point` lies in the space and no constraint forbids it."""
+        return self.space.holds(point) and self.space.allows(point)
+
     def ask(self, history: Sequence[Observed]) -> Point | None:
         """A point nobody has tried, or None when a finite space has none left."""
         tried = {seen.key for seen in history}
@@ -83,7 +87,9 @@ class Suggester:
         study = optuna.create_study(sampler=self._sampler(self.seed + len(history)))
         if self.kind != "random":
             worst = max((v for seen in history if (v := _finite(seen)) is not None), default=None)
-            study.add_trials([self._told(seen, worst) for seen in history])
+            # A trial outside the space, as a sweep that was begun with another has, cannot be told.
+            inside = [seen for seen in history if self.space.holds(seen.params)]
+            study.add_trials([self._told(seen, worst) for seen in inside])
         for _ in range(_REDRAWS):
             yield self._drawn(study.ask())
 

@@ -83,11 +83,10 @@ class SearchSpace:
         What was searched only when such a key had a certain value is taken out, too, so it has to
         be fixed with it.
         """
-        left = {
-            key: parameter
-            for key, parameter in self.parameters.items()
-            if key not in keys and not any(parent in keys for parent in parameter.when)
-        }
+        left: dict[str, Parameter] = {}
+        for key, parameter in self.parameters.items():  # parents come before what hangs on them
+            if key not in keys and all(parent in left for parent in parameter.when):
+                left[key] = parameter
         if not left:
             raise UserError(
                 f"search space {self.source}: every searched key is fixed on the command line; "

@@ -70,7 +70,7 @@ def run_trial(
         keep_freed_memory()
     _free(device)  # or what an earlier trial of this process left counts as taken
     data = TrialData.open(manifest)
-    share = min(1.0, config.sweep.gpu_share)
+    share = config.sweep.gpu_share
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
     note_facts(folder, data=reader.description)
     note_environment(folder, device)

@@ -192,12 +192,13 @@ def test_slots_are_shared_out_and_what_cannot_fit_is_refused():
     eight = of({"CPU": 64, "GPU": 8})
     assert (eight.concurrent, eight.gpus) == (8, 1)
     assert of({"CPU": 64, "GPU": 2}, "sweep.gpus_per_trial=0.1").concurrent == 20
+    assert of({"CPU": 64, "GPU": 2}, "sweep.gpus_per_trial=0.4").concurrent == 4, "two a GPU"
     assert of({"CPU": 64, "GPU": 8}, "sweep.max_concurrent=3").concurrent == 3
     assert of({"CPU": 64, "GPU": 8}, "training.device=cpu").gpus == 0
     for available, override, message in [
         ({"CPU": 2}, "training.device=cuda", "no GPU"),
         ({"CPU": 2}, "sweep.cpus_per_trial=3", "there are 2 cores"),
-        ({"CPU": 2, "GPU": 1}, "sweep.gpus_per_trial=2", "there are 1 GPUs"),
+        ({"CPU": 2, "GPU": 1}, "sweep.gpus_per_trial=2", "a trial computes on one GPU"),
     ]:
         with pytest.raises(UserError, match=message):
             of(available, override)

@@ -126,6 +126,21 @@ def test_running_failed_and_stopped_trials_are_part_of_the_history(kind):
     assert suggester.ask(mixed) not in [seen.params for seen in mixed]
 
 
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_a_trial_outside_the_space_is_passed_over(kind):
+    sizes = {"type": "choice", "values": [8, 16]}
+    lr = {"type": "loguniform", "low": 1e-5, "high": 1e-1}
+    space = parse_space({"parameters": {"training.lr": lr, "training.batch_size": sizes}}, "s.yaml")
+    suggester, inside = Suggester(space, kind, 0, 8), search(space, kind, 8)
+    outside = [
+        Observed({"training.lr": 2e-3, "training.batch_size": 32}, "complete", 0.3, 40),
+        Observed({"training.lr": 1.0, "training.batch_size": 16}, "complete", 0.3, 40),
+        Observed({"training.lr": "high", "training.batch_size": 16}, "complete", 0.3, 40),
+    ]
+    assert not any(suggester.may_propose(seen.params) for seen in outside)
+    assert space.holds(suggester.ask(inside + outside))
+
+
 def test_a_gaussian_process_keeps_away_from_where_trials_diverged():
     suggester = Suggester(SPACE, "gp", 0, 8)
     history = []

@@ -179,6 +179,10 @@ def test_a_key_may_be_searched_only_where_others_have_certain_values():
     assert parse_space(space.to_dict(), space.source) == space
     with pytest.raises(UserError, match="every searched key is fixed"):
         space.without(["training.lr_schedule"])
+    below = {"training.lr_final_frac": {"type": "choice", "values": [0.0, 0.1]}}
+    below["training.lr_final_frac"]["when"] = {"training.lr_decay_frac": [0.1]}
+    nested = parse(CONDITIONAL | below | {"training.lr": LR})
+    assert list(nested.without(["training.lr_schedule"]).parameters) == ["training.lr"]
 
 
 def test_a_conditional_value_that_no_trial_could_take_is_refused_too():

@@ -105,6 +105,28 @@ def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_a
     assert list_trials(second)[0].params == best.params
 
 
+def test_what_the_new_space_does_not_hold_is_not_gone_on_with(tiny, tmp_path):
+    config, manifest = tiny
+    first = run_quick(tmp_path / "quick", tiny)
+    best = min(list_trials(first), key=lambda r: r.metrics()[-1]["best_val_loss"])
+    rates = sorted({1e-2, 1e-3, 1e-4} - {best.params["training.lr"]})
+    later = with_point(config, {"training.max_steps": 10, "sweep.warm_start": "quick"})
+    second = begin(tmp_path / "narrow", later)
+    narrow = parse_space(
+        {
+            "searcher": "tpe",
+            "num_trials": 2,
+            "parameters": {"training.lr": {"type": "choice", "values": rates}},
+        },
+        "s.yaml",
+    )
+    for resume in (False, True):
+        run_sweep(second, later, narrow, manifest, resume=resume)
+        tried = {record.params["training.lr"] for record in list_trials(second)}
+        assert tried
+        assert tried <= set(rates)
+
+
 def test_results_that_cannot_be_compared_are_refused(tiny, tmp_path):
     config, _ = tiny
     begin(tmp_path / "first", config)
