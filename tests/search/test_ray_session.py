@@ -10,7 +10,7 @@ import pytest
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.search.ray_session import ray_session
+from sesttune.search.ray_session import ray_session, slots
 
 START = """
 from sesttune.config.load import load_config
@@ -49,3 +49,25 @@ def test_a_folder_that_is_asked_for_is_refused_where_it_is_too_long(
         ray_session(load_config(["training.device=cpu"])),
     ):
         pass
+
+
+def test_slots_are_shared_out_and_what_cannot_fit_is_refused():
+    def of(available, *overrides):
+        return slots(load_config(overrides), available)
+
+    assert of({"CPU": 4}).concurrent == 4
+    assert of({"CPU": 5}, "sweep.cpus_per_trial=2").concurrent == 2
+    assert of({"CPU": 5}, "sweep.cpus_per_trial=2").threads == 2
+    eight = of({"CPU": 64, "GPU": 8})
+    assert (eight.concurrent, eight.gpus) == (8, 1)
+    assert of({"CPU": 64, "GPU": 2}, "sweep.gpus_per_trial=0.1").concurrent == 20
+    assert of({"CPU": 64, "GPU": 2}, "sweep.gpus_per_trial=0.4").concurrent == 4, "two a GPU"
+    assert of({"CPU": 64, "GPU": 8}, "sweep.max_concurrent=3").concurrent == 3
+    assert of({"CPU": 64, "GPU": 8}, "training.device=cpu").gpus == 0
+    for available, override, message in [
+        ({"CPU": 2}, "training.device=cuda", "no GPU"),
+        ({"CPU": 2}, "sweep.cpus_per_trial=3", "there are 2 cores"),
+        ({"CPU": 2, "GPU": 1}, "sweep.gpus_per_trial=2", "a trial computes on one GPU"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            of(available, override)

@@ -1,0 +1,81 @@
+"""Sweeps of a few steps on real Ray, and what is heard of them."""
+
+import os
+import subprocess
+import sys
+
+from helpers.tiny_data import MeanEncoder, write_tiny
+
+from sesttune.config.load import load_config, to_yaml
+from sesttune.data.trial_data import prepare
+from sesttune.search.listener import SweepListener
+from sesttune.search.space_file import parse_space
+from sesttune.training.records import read_metrics
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from sesttune.config.load import load_config
+from sesttune.search.driver import run_sweep
+from sesttune.search.space_file import load_space
+config = load_config(file=Path(sys.argv[1]))
+run_sweep(Path(sys.argv[2]), config, load_space(sys.argv[3]), Path(sys.argv[4]))
+"""
+
+
+def prepared(folder):
+    """Settings and prepared data; patience 2, so the first rung is at step 10; no last rounds."""
+    settings = write_tiny(folder).settings(
+        **{
+            "training.patience": 2,
+            "sweep.reduction_factor": 2,
+            "sweep.continue_stopped": False,
+            "sweep.seeds": 1,
+        }
+    )
+    config = load_config(base=settings)
+    return config, prepare(config, MeanEncoder)
+
+
+def start_driver(folder, config, space, manifest, **environment):
+    """A process that runs the sweep `folder/run` over `space`, the text of a YAML file."""
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "space.yaml").write_text(space)
+    arguments = [folder / "config.yaml", folder / "run", folder / "space.yaml", manifest]
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def choice(*values):
+    return {"type": "choice", "values": list(values)}
+
+
+def grid(**parameters):
+    named = {key.replace("__", "."): value for key, value in parameters.items()}
+    return parse_space({"searcher": "grid", "parameters": named}, "test space")
+
+
+class Heard(SweepListener):
+    def __init__(self):
+        self.starts, self.ends, self.reports, self.ticks = [], [], [], 0
+
+    def on_start(self, record, max_steps):
+        self.starts.append((record.id, max_steps))
+
+    def on_report(self, trial_id, metrics):
+        self.reports.append((trial_id, metrics["step"]))
+
+    def on_end(self, trial_id, record):
+        self.ends.append((trial_id, record.status))
+
+    def on_tick(self):
+        self.ticks += 1
+
+
+def assert_clean_curve(folder, last_step):
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert steps == list(range(0, last_step + 1, 5))
