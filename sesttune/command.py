@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 Main = Callable[[Sequence[str]], int]
 _FILE_WIDTH = 120
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and turn a UserError into one line and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    level = os.environ.get("SESTTUNE_LOG", "WARNING").upper()
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "×" must not end a sweep
         sys.stdout.reconfigure(errors="replace")
     try:
+        _log_as_asked()
         with _sigterm_as_interrupt():
             return main(arguments)
     except UserError as error:
@@ -48,6 +48,13 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _log_as_asked() -> None:
+    level = os.environ.get("SESTTUNE_LOG") or "warning"
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise UserError(f"SESTTUNE_LOG={level} must be one of {', '.join(_LEVELS)}")
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
 
 
 @contextmanager

@@ -192,6 +192,23 @@ def test_encode_writes_both_forms(tmp_path: Path) -> None:
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("command", ["cli", *COMMANDS])
+def test_an_unknown_log_level_is_one_line_for_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESTTUNE_LOG", "verbose")
+    done = call(f"sesttune.{command}", "--help")
+    assert done.returncode == 2, done.stdout
+    levels = "debug, info, warning, error, critical"
+    assert done.stderr == f"error: SESTTUNE_LOG=verbose must be one of {levels}\n"
+
+
+@pytest.mark.parametrize("level", ["", "info", "Debug"])
+def test_log_levels_are_words_in_any_case(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESTTUNE_LOG", level)
+    assert call("sesttune.cli", "--version").returncode == 0
+
+
 def test_a_terminal_that_lacks_a_character_ends_no_command() -> None:
     code = "from sesttune.command import run; run(lambda _: print('lr × steps'), [])"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
