@@ -7,6 +7,7 @@ and deepest head that the space holds. Times of batch sizes between lie on a lin
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,11 @@ def measure(
     try:
         with ProcessPoolExecutor(1, mp_context=spawn) as process:
             return process.submit(_measure, *arguments).result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process that measured a trial of {_BATCH}={demanding[_BATCH]} was lost (killed, "
+            f"or out of memory): free some memory of this machine, or lower {_BATCH}"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,8 @@
+import multiprocessing
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.tiny_data import MeanEncoder, write_tiny
@@ -107,3 +111,28 @@ def test_steps_are_measured_in_real_trials_and_nothing_of_them_stays(tmp_path):
     assert speed.startup_s > 0
     assert 0 < speed.best_bytes < speed.last_bytes, "the optimizer is in the last one alone"
     assert not (tmp_path / "scratch").exists()
+
+
+def kill_what_trains_in(folder: Path) -> None:
+    """As the kernel does where memory runs out."""
+    deadline = time.monotonic() + 100
+    while not list(folder.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def test_a_measuring_process_that_is_killed_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "data").mkdir()
+    config = load_config(base=write_tiny(tmp_path / "data").settings())
+    manifest, scratch = prepare(config, MeanEncoder), tmp_path / "scratch"
+    killer = threading.Thread(target=kill_what_trains_in, args=[scratch])
+    killer.start()
+    with pytest.raises(UserError) as found:
+        calibrate(config, grid(batch_size=[6]), manifest, scratch, threads=1)
+    killer.join()
+    assert str(found.value) == (
+        "the process that measured a trial of training.batch_size=6 was lost (killed, or out of "
+        "memory): free some memory of this machine, or lower training.batch_size"
+    )
+    assert not scratch.exists()
