@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sesttune.search.listener import SweepListener
+from sesttune.search.recorded import read_schedule
 from sesttune.training.records import TrialRecord
 
 _COLUMNS = ("trial", "config", "step", "val_loss", "best", "it/s", "state", "ETA")
@@ -26,6 +27,8 @@ class _Trial:
     max_steps: int
     state: str = "starting"
     line: Mapping[str, float] = field(default_factory=dict)
+    shares: str | None = None
+    """The trial whose training is its own, too."""
 
     def best(self) -> float:
         return self.line.get("best_val_loss", math.nan)
@@ -55,7 +58,7 @@ class LiveTable(SweepListener):
         self._console, self._total, self._clock = console, total, clock
         self._trials = {record.id: _known(record) for record in records if record.finished}
         self._live: Live | None = None
-        self._steps, self._steps_before = steps, self._steps_done()
+        self._steps, self._steps_made = steps, 0.0
         self._started = self._drawn = clock()
 
     def __enter__(self) -> "LiveTable":
@@ -73,15 +76,21 @@ class LiveTable(SweepListener):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_start(self, record: TrialRecord, max_steps: int) -> None:
-        self._trials[record.id] = _Trial(record.params, max_steps)
+        # It may go on from where it, or one whose training it takes over, has stopped.
+        self._trials[record.id] = _Trial(record.params, max_steps, line=_last_line(record))
+        taken_over = self._trials.get(read_schedule(record.folder).get("continues", ""))
+        if taken_over is not None:
+            taken_over.shares = record.id
 
     def on_report(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         trial = self._trials[trial_id]
+        self._steps_made += metrics["step"] - trial.line.get("step", 0)
         trial.line, trial.state = dict(metrics), "running"
 
     def on_end(self, trial_id: str, record: TrialRecord) -> None:
         trial = self._trials.setdefault(trial_id, _known(record))
         trial.state = f"{record.status}: {record.stop_reason}"
+        trial.shares = _shared_with(record)
         if self._live is None:
             self._console.print(
                 f"trial {trial_id} {trial.state}, best val_loss {_number(trial.best())} "
@@ -118,11 +127,13 @@ class LiveTable(SweepListener):
         return table
 
     def _steps_done(self) -> float:
-        return sum(trial.line.get("step", 0) for trial in self._trials.values())
+        """Steps behind the sweep, an earlier sweep's too; those of a shared training once."""
+        trainings = (trial for trial in self._trials.values() if trial.shares not in self._trials)
+        return sum(trial.line.get("step", 0) for trial in trainings)
 
     def _left(self) -> str:
         """How long the rest will take, by the plan's steps and the speed of this sweep so far."""
-        made, passed = self._steps_done() - self._steps_before, self._clock() - self._started
+        made, passed = self._steps_made, self._clock() - self._started
         if self._steps is None or made <= 0:
             return ""
         left = (self._steps - self._steps_done()) * passed / made
@@ -161,7 +172,15 @@ def _number(value: float) -> str:
 
 
 def _known(record: TrialRecord) -> _Trial:
-    lines = record.metrics()
     budget = int(record.params.get("training.max_steps", 0))
     state = f"{record.status}: {record.stop_reason}"
-    return _Trial(record.params, budget, state, lines[-1] if lines else {})
+    return _Trial(record.params, budget, state, _last_line(record), _shared_with(record))
+
+
+def _last_line(record: TrialRecord) -> Mapping[str, float]:
+    lines = record.metrics()
+    return lines[-1] if lines else {}
+
+
+def _shared_with(record: TrialRecord) -> str | None:
+    return read_schedule(record.folder).get("shares")

@@ -1,9 +1,20 @@
 import io
 
+import pytest
 from rich.console import Console
 
+from sesttune.config.load import load_config
+from sesttune.search.ledger import TrialLedger
 from sesttune.search.live import LiveTable, describe, duration
-from sesttune.training.records import TrialRecord, append_metrics
+from sesttune.search.space_file import parse_space
+from sesttune.training.records import (
+    TrialRecord,
+    append_metrics,
+    list_trials,
+    read_trial,
+    trial_folder,
+    update_trial,
+)
 
 PARAMS = {"training.lr": 0.00012345678, "training.batch_size": 16}
 
@@ -51,6 +62,80 @@ def test_a_resumed_sweep_shows_the_trials_that_had_finished(tmp_path):
         pass
     assert "1/4 trials" in out.getvalue()
     assert "best val_loss 0.5 (trial 001)" in out.getvalue()
+
+
+class Sweep:
+    """One training with trials of 100, 200 and 300 steps (in the order of `seed`), 1 step a second.
+
+    The ledger's own decisions and files reach the table as Ray's callbacks pass them on; another
+    one of the same folder resumes it.
+    """
+
+    def __init__(self, folder, seed):
+        steps = {"training.max_steps": {"type": "choice", "values": [100, 200, 300]}}
+        described = {"searcher": "random", "num_trials": 3, "parameters": steps}
+        config = load_config(
+            [
+                "training.val_check_interval=10",
+                "training.patience=5",
+                "sweep.reduction_factor=2",
+                f"sweep.seed={seed}",
+            ]
+        )
+        self.folder, self.now = folder, 0.0
+        self.ledger = TrialLedger(folder, config, parse_space(described, "s.yaml"))
+        console = Console(file=io.StringIO())
+        self.live = LiveTable(console, 3, list_trials(folder), 300, clock=lambda: self.now)
+        self.begin()
+
+    def begin(self):
+        self.job = self.ledger.next()
+        record = read_trial(trial_folder(self.folder, self.job.id))
+        self.step = record.metrics()[-1]["step"] if record.metrics() else 0
+        self.live.on_start(record, self.job.max_steps)
+
+    def train(self, until):
+        while self.step < until:
+            self.step, self.now = self.step + 50, self.now + 50
+            loss = 1 / self.step
+            line = {"step": self.step, "val_loss": loss, "best_val_loss": loss, "time": self.now}
+            folder = trial_folder(self.folder, self.job.id)
+            append_metrics(folder, line)
+            stop = self.ledger.report(self.job.id, self.step, loss)
+            self.live.on_report(self.job.id, line)
+            if stop or self.step == self.job.max_steps:
+                if not stop:
+                    update_trial(folder, "done", "max_steps")
+                self.ledger.end(self.job.id)
+                self.tell_ended()
+                if not self.ledger.done and self.step < 300:
+                    self.begin()
+            self.tell_ended()
+
+    def tell_ended(self):
+        for record in self.ledger.take_ended():
+            self.live.on_end(record.id, record)
+
+    def left(self):
+        return self.live.table().title.split(", ")[2]
+
+
+@pytest.mark.parametrize("seed", range(14, 20))
+def test_steps_that_trials_share_are_counted_once(tmp_path, seed):
+    sweep = Sweep(tmp_path, seed)
+    for step in range(50, 300, 50):
+        sweep.train(step)
+        assert sweep.left() == f"about {duration(300 - step)} left"
+    assert len(list_trials(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("killed_at", [50, 100, 150, 200, 250])
+def test_a_resumed_sweep_takes_no_step_for_its_own_that_was_made_before(tmp_path, killed_at):
+    Sweep(tmp_path, 16).train(killed_at)
+    resumed = Sweep(tmp_path, 16)
+    for step in range(killed_at + 50, 300, 50):
+        resumed.train(step)
+        assert resumed.left() == f"about {duration(300 - step)} left"
 
 
 def test_durations_and_settings_are_short():
