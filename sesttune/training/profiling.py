@@ -2,7 +2,8 @@
 
 Leaves `profile/breakdown.json` (milliseconds a step in each part) and `profile/trace.json.gz`
 (torch profiler, for chrome://tracing or Perfetto) with the trial. The device is waited for
-between the parts, which makes these few steps slower and their parts true.
+between the parts, which makes these few steps slower and their parts true. Validating and saving
+between two steps is of neither: it is in the trace alone.
 """
 
 import json
@@ -35,6 +36,8 @@ class StepProfiler(lightning.Callback):
         self._last = 0.0
         self._trace: torch.profiler.profile | None = None
         self._predict, module.predict = module.predict, self._forward
+        self._average = module.update_average
+        module.update_average = self._end_of_step  # type: ignore[method-assign]
 
     @classmethod
     def if_wanted(cls, config: Config, module: TrialModule, folder: Path) -> "list[StepProfiler]":
@@ -60,9 +63,13 @@ class StepProfiler(lightning.Callback):
     def on_after_backward(self, *_: Any) -> None:
         self._mark("backward")
 
+    def _end_of_step(self, step: int) -> None:
+        self._average(step)
+        self._mark("optimizer")
+
     def on_train_batch_end(self, *_: Any) -> None:
         if self._trace is not None:
-            self._mark("optimizer")
+            self._last = self._now()  # the trial has validated and saved, where that was due
         self._passes += 1
         if self._passes == 0:
             activities = [torch.profiler.ProfilerActivity.CPU]

@@ -1,5 +1,6 @@
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,23 @@ def test_a_profile_is_left_on_request(tmp_path: Path) -> None:
     record = read_trial(folder)
     assert record is not None
     assert record.facts["step_time"].endswith("%")
+
+
+def test_what_a_trial_does_between_two_steps_is_no_part_of_a_step(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    short = {"training.profile": True, "training.val_check_interval": 1, "training.max_steps": 10}
+    config = load_config(base=tiny.settings(**short))
+    reported: list[float] = []
+
+    def report(line: dict[str, float]) -> None:
+        reported.append(line["step"])
+        time.sleep(1)
+
+    run_trial(config, prepare(config, MeanEncoder), tmp_path / "trial", report)
+    breakdown = json.loads((tmp_path / "trial" / "profile" / "breakdown.json").read_text())
+    assert reported == list(range(11))
+    assert breakdown["optimizer_ms"] > 0
+    assert breakdown["total_ms"] < 800, "1,000 and more with a report in each"
 
 
 def test_no_profile_without_a_request(tmp_path: Path) -> None:
