@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sesttune.command import check_output, run, settings_as_flags
 from sesttune.errors import UserError
-from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
+from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,11 +62,14 @@ def main(argv: Sequence[str]) -> int:
     store, controls = _read_cells(args, config, about, set(features))
     if store.is_control.all():
         raise UserError(f"--adata {args.adata} holds control cells alone: nothing to predict")
+    predicted = without_x(args.adata, about)
     expression = _predict(head, store, controls, features, config, args.seed)
-    write = write_vcc if args.vcc else write_predicted
-    prepare = write(args.adata, args.output, expression, about)
+    if args.vcc:
+        prepare = write_vcc(predicted, args.output, expression, config.data.kwargs)
+    else:
+        write_predicted(predicted, args.output, expression)
     print(f"{int((~store.is_control).sum()):,} cells predicted, written to {args.output}")
-    if prepare is not None:
+    if args.vcc:
         print(f"submit it: {prepare}")
     return 0
 

@@ -2,7 +2,8 @@
 
 `cell-eval prep` (0.8) takes one column `target_gene` with `non-targeting` cells, genes in the
 order of a CSV, log1p values below 15, and at most 200,000 cells. All of that is checked here, in
-one line, before anything is predicted where it can be. Only zeros are left out of the sparse
+one line, before anything is predicted where it can be. Of the input only obs and var are read, and
+before: the rest may be of a kind that anndata cannot read. Only zeros are left out of the sparse
 matrix, so no value changes.
 """
 
@@ -26,11 +27,21 @@ VCC_CELLS, VCC_LOG1P = 200_000, 15.0
 BLOCK_ROWS = 4_096
 
 
-def write_predicted(
-    source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]
-) -> None:
-    """`output` with the obs and var of `source` and X `expression`, float32 [cells, genes]."""
-    predicted = _with_obs_of(source, about)
+def without_x(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
+    """What will be written, but for X: obs and var of `source`, of the model's genes."""
+    import anndata
+
+    from sesttune.data.h5ad import H5adFile
+
+    with H5adFile(source) as file:
+        cells = anndata.AnnData(obs=file.frame("obs"), var=file.frame("var"))
+    predicted = cells[:, about["genes"]].copy()
+    predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
+    return predicted
+
+
+def write_predicted(predicted: "anndata.AnnData", output: Path, expression: "np.ndarray") -> None:
+    """`output` as of `without_x`, with X `expression`, float32 [cells, genes]."""
     predicted.X = expression
     _write(predicted, output)
 
@@ -64,7 +75,9 @@ def check_vcc(source: Path, kwargs: "DataKwargs") -> None:
         )
 
 
-def write_vcc(source: Path, output: Path, expression: "np.ndarray", about: dict[str, Any]) -> str:
+def write_vcc(
+    predicted: "anndata.AnnData", output: Path, expression: "np.ndarray", kwargs: "DataKwargs"
+) -> str:
     """As `write_predicted`, sparse and with the names prep expects, and `OUT.genes.csv`.
 
     Returns the prep command. Raises UserError where a value is not a log1p value for prep.
@@ -72,19 +85,16 @@ def write_vcc(source: Path, output: Path, expression: "np.ndarray", about: dict[
     import numpy as np
     from scipy import sparse
 
-    from sesttune.config.load import from_dict
-
     highest = float(expression.max())
     if highest >= VCC_LOG1P:
         raise UserError(
             f"--vcc: predictions go up to {highest:.4g}, cell-eval prep takes log1p values below "
             f"{VCC_LOG1P:g}: train with a smaller data.kwargs.target_sum"
         )
-    predicted = _with_obs_of(source, about)
     starts = range(0, len(expression), BLOCK_ROWS)
     rows = [sparse.csr_matrix(expression[start : start + BLOCK_ROWS]) for start in starts]
     predicted.X = sparse.vstack(rows, format="csr", dtype=np.float32)
-    _rename(predicted, from_dict(about["config"]).data.kwargs)
+    _rename(predicted, kwargs)
     genes = output.with_suffix(".genes.csv")
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([gene] for gene in predicted.var_names)
@@ -99,16 +109,6 @@ def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
         labels = predicted.obs[VCC_COLUMN].astype(str)
         named = labels.replace({kwargs.control_pert: VCC_CONTROL})
         predicted.obs[VCC_COLUMN] = named.astype("category")
-
-
-def _with_obs_of(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
-    """obs and var of `source`, of the model's genes, without X."""
-    import anndata
-
-    kept = anndata.read_h5ad(source)[:, about["genes"]]
-    predicted = anndata.AnnData(obs=kept.obs.copy(), var=kept.var.copy())
-    predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
-    return predicted
 
 
 def _write(predicted: "anndata.AnnData", output: Path) -> None:

@@ -1,10 +1,15 @@
-"""What `sesttune predict` refuses in a line, before it reads a cell."""
+"""What `sesttune predict` takes, and what it refuses in a line, before it reads a cell."""
 
 from pathlib import Path
 
+import anndata
+import h5py
+import numpy as np
 import pytest
 import torch
-from helpers.promoted import promoted
+from anndata.io import write_elem
+from helpers.promoted import FEATURES, SIZES, promoted
+from helpers.tiny_data import CONTROL, write_cells
 
 from sesttune import evaluate, export, predict, reproduce
 from sesttune.command import run
@@ -15,6 +20,34 @@ def refused(capsys: pytest.CaptureFixture[str], model: Path, *more: str) -> str:
     assert run(predict.main, [*arguments, *more]) == 2
     [line] = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_only_obs_and_var_of_the_input_must_be_readable(tmp_path: Path) -> None:
+    settings = {"data.kwargs.embed_key": "X_tiny", "data.cache_dir": str(tmp_path / "cache")}
+    promoted(tmp_path / "head", **settings)
+    rng, genes = np.random.default_rng(0), [f"G{i}" for i in range(SIZES.output_dim)]
+    labels = [CONTROL] * 10 + 5 * list(FEATURES)
+    source = write_cells(tmp_path / "in.h5ad", rng, labels, "alpha", genes[::-1])
+    found = []
+    for odd in (False, True):
+        with h5py.File(source, "r+") as file:
+            if odd:
+                for place in ("uns/odd", "layers/odd", "varm/odd"):
+                    file[place] = [1, 2]
+                    file[place].attrs["encoding-type"] = "of-tomorrow"
+                    file[place].attrs["encoding-version"] = "9"
+            else:
+                embedded = rng.normal(size=(len(labels), SIZES.embed_dim))
+                write_elem(file, "obsm/X_tiny", embedded)
+        output = tmp_path / f"{odd}.h5ad"
+        arguments = ["--model", str(tmp_path / "head"), "--adata", str(source)]
+        assert run(predict.main, [*arguments, "--output", str(output)]) == 0
+        found.append(anndata.read_h5ad(output))
+    plain, predicted = found
+    assert np.array_equal(plain.X, predicted.X)
+    assert predicted.obs.equals(plain.obs)
+    assert predicted.obs["target_gene"].to_list() == labels
+    assert predicted.var_names.to_list() == genes
 
 
 def test_features_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

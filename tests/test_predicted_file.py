@@ -15,9 +15,9 @@ import pytest
 from scipy import sparse
 
 from sesttune import predicted_file
-from sesttune.config.load import load_config, to_dict
+from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.predicted_file import check_vcc, write_predicted, write_vcc
+from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
 
 GENES = ["B", "A,1", "C"]
 LABELS = ["safe", "P0", "P1", "P0", "safe"]
@@ -25,16 +25,14 @@ OTHER_NAMES = {"data.kwargs.pert_col": "gene", "data.kwargs.control_pert": "safe
 EXPRESSION = np.array(
     [[0, 0.5, 2.25], [1e-30, 0, 3.125], [0, 0, 0], [7.1, 14.9, 0], [0.1, 0, 0]], np.float32
 )
+ABOUT: dict[str, Any] = {"genes": GENES, "encoder": {"label": "tiny encoder"}, "step": 7}
 
 
-def about(**settings: object) -> dict[str, Any]:
-    config = load_config(base=settings)
-    return {
-        "config": to_dict(config),
-        "genes": GENES,
-        "encoder": {"label": "tiny encoder"},
-        "step": 7,
-    }
+def entry(
+    source: Path, output: Path, expression: np.ndarray = EXPRESSION, **settings: object
+) -> str:
+    kwargs = load_config(base=settings).data.kwargs
+    return write_vcc(without_x(source, ABOUT), output, expression, kwargs)
 
 
 def cells(path: Path, labels: list[str], column: str = "gene", **more: object) -> Path:
@@ -50,7 +48,7 @@ def test_an_entry_is_sparse_and_named_as_prep_expects_without_a_changed_value(
     tmp_path: Path,
 ) -> None:
     source = cells(tmp_path / "in.h5ad", LABELS)
-    command = write_vcc(source, tmp_path / "o.h5ad", EXPRESSION, about(**OTHER_NAMES))
+    command = entry(source, tmp_path / "o.h5ad", **OTHER_NAMES)
     assert shlex.split(command) == [
         *("cell-eval", "prep", "-i", str(tmp_path / "o.h5ad")),
         *("-g", str(tmp_path / "o.genes.csv")),
@@ -71,7 +69,7 @@ def test_an_entry_is_sparse_and_named_as_prep_expects_without_a_changed_value(
 
 def test_without_vcc_obs_and_var_are_the_inputs(tmp_path: Path) -> None:
     source = cells(tmp_path / "in.h5ad", LABELS)
-    write_predicted(source, tmp_path / "o.h5ad", EXPRESSION, about(**OTHER_NAMES))
+    write_predicted(without_x(source, ABOUT), tmp_path / "o.h5ad", EXPRESSION)
     found, given = anndata.read_h5ad(tmp_path / "o.h5ad"), anndata.read_h5ad(source)
     assert found.obs.equals(given.obs)
     assert found.var.equals(given.var.loc[GENES])
@@ -106,7 +104,7 @@ def test_what_prep_would_refuse_is_refused_first(
 def test_values_too_large_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     source = cells(tmp_path / "in.h5ad", LABELS)
     with pytest.raises(UserError, match="predictions go up to 15, cell-eval prep takes log1p"):
-        write_vcc(source, tmp_path / "o.h5ad", EXPRESSION + np.float32(0.1), about(**OTHER_NAMES))
+        entry(source, tmp_path / "o.h5ad", EXPRESSION + np.float32(0.1), **OTHER_NAMES)
     assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
 
 
@@ -120,7 +118,7 @@ def test_the_real_prep_takes_it_as_it_is(tmp_path: Path, settings: dict[str, obj
     labels = [kwargs.control_pert if label == "safe" else label for label in LABELS]
     source = cells(tmp_path / "in.h5ad", labels, kwargs.pert_col)
     check_vcc(source, kwargs)
-    command = write_vcc(source, tmp_path / "o.h5ad", EXPRESSION, about(**settings))
+    command = entry(source, tmp_path / "o.h5ad", **settings)
     call = [sys.executable, "-m", "cell_eval", *shlex.split(command)[1:]]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

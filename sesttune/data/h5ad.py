@@ -80,7 +80,7 @@ class H5adFile:
     @property
     def var_names(self) -> list[str]:
         """Gene names of the var index, in column order."""
-        return [str(name) for name in self._frame("var").index]
+        return [str(name) for name in self.frame("var").index]
 
     def unique_genes(self) -> list[str]:
         """`var_names`; raises UserError where a name occurs twice."""
@@ -96,7 +96,7 @@ class H5adFile:
 
     def var_columns(self) -> dict[str, list[str]]:
         """The string columns of var: name -> one value a gene."""
-        frame = self._frame("var")
+        frame = self.frame("var")
         return {
             str(column): [str(value) for value in frame[column]]
             for column in frame.columns
@@ -105,11 +105,11 @@ class H5adFile:
 
     @property
     def obs_columns(self) -> list[str]:
-        return [str(column) for column in self._frame("obs").columns]
+        return [str(column) for column in self.frame("obs").columns]
 
     def obs(self, column: str) -> np.ndarray:
         """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`."""
-        frame = self._frame("obs")
+        frame = self.frame("obs")
         if column not in frame.columns:
             raise UserError(
                 f"{self.path}: obs has no column '{column}'{nearest(column, list(frame.columns))}"
@@ -237,7 +237,8 @@ class H5adFile:
         if not np.isfinite(block.data).all():
             raise UserError(f"{self.path}: X holds NaN or infinity near row {start}")
 
-    def _frame(self, which: str) -> pd.DataFrame:
+    def frame(self, which: str) -> pd.DataFrame:
+        """All of `obs` or `var`."""
         from anndata.io import read_elem
 
         cached = self._obs if which == "obs" else self._var
