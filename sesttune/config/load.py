@@ -143,7 +143,7 @@ def _read_yaml(file: Path) -> dict[str, object]:
         try:
             settings[key] = value_in_file(key, value, texts.get(key))
         except ValueError as error:
-            raise UserError(f"config file {file}: {key}={texts[key]}: {error}") from None
+            raise UserError(f"config file {file}: {error}") from None
     return settings
 
 

@@ -5,6 +5,7 @@ To YAML `007` and `0500` are octal, `1:30` is base 60, `no` is false and ` #` be
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast, get_args
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from sesttune.config.schema import Config
 
 NOTHING = ("", "~", "null")
+_PLAINLY = "write plain decimal numbers, without a leading 0 and without ':'"
 _DISGUISED = re.compile(r"(?<![\w.+-])[-+]?0\d|\d:\d")
 
 
@@ -29,11 +31,26 @@ def read_value(key: str, text: str) -> object:
 
 def value_in_file(key: str, value: object, written: object) -> object:
     """The value of the setting `key` that YAML read as `value` where a file has `written`."""
-    if not isinstance(written, str):
-        return value
-    if takes_text(key):
+    if isinstance(written, str) and takes_text(key):
         return value if value is None else written
-    return _undisguised(value, written)
+    if not isinstance(value, str):
+        refuse_disguised(written, key)
+    return value
+
+
+def refuse_disguised(written: object, key: str = "") -> None:
+    """Raise ValueError with key and text where `written` is, or holds, a number in disguise.
+
+    `written`: the text that a YAML file has under `key`, or lists and mappings of it.
+    """
+    if isinstance(written, Mapping):
+        for name, part in written.items():
+            refuse_disguised(part, f"{key}.{name}" if key else name)
+    elif isinstance(written, list):
+        for part in written:
+            refuse_disguised(part, key)
+    elif isinstance(written, str) and _DISGUISED.search(written):
+        raise ValueError(f"{key}={written}: {_PLAINLY}")
 
 
 def write_value(key: str, value: object) -> str:
@@ -61,5 +78,5 @@ def _from_yaml(text: str) -> object:
 
 def _undisguised(value: object, text: str) -> object:
     if not isinstance(value, str) and _DISGUISED.search(text):
-        raise ValueError("write plain decimal numbers, without a leading 0 and without ':'")
+        raise ValueError(_PLAINLY)
     return value

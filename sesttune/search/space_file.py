@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from sesttune.config.checks import SEARCHERS
 from sesttune.config.load import check_key
+from sesttune.config.values import refuse_disguised
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint, parse_constraint
 from sesttune.search.parameter import Parameter
@@ -45,16 +46,22 @@ def load_space(name_or_path: str) -> SearchSpace:
     Raises UserError naming the file and the key, and what would be right.
     """
     path = _find(name_or_path)
+    import yaml
     from omegaconf import OmegaConf
 
     try:
         # OmegaConf's reader takes 1e-4 for a number, plain YAML 1.1 takes it for a string.
         content = OmegaConf.to_container(OmegaConf.load(path))
+        written = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)  # of which all is text
     except Exception as error:  # yaml and omegaconf raise unrelated families
         line = " ".join(str(error).split())
         raise UserError(f"search space {path} is not valid YAML: {line}") from None
     if not isinstance(content, dict):
         raise UserError(f"search space {path} must hold a mapping with 'parameters:'")
+    try:
+        refuse_disguised(written)
+    except ValueError as error:
+        raise UserError(f"search space {path}: {error}") from None
     return parse_space(cast(dict[str, Any], content), str(path))
 
 

@@ -169,6 +169,9 @@ def test_text_in_a_file_is_taken_as_it_was_written_too(tmp_path: Path) -> None:
     file.write_text("training: {max_steps: 0500}\n")
     with pytest.raises(UserError, match=r"mine.yaml: training.max_steps=0500: write plain dec"):
         load_config(file=file)
+    file.write_text("sweep: {extend_to: [50000, 060000]}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: sweep.extend_to=060000: write plain dec"):
+        load_config(file=file)
     file.write_text("name: null\n")
     assert load_config(file=file).name is None
 

@@ -87,6 +87,26 @@ def test_a_bad_parameter_is_one_line_that_names_file_and_key(parameters, message
     assert all(key in text for key in parameters)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("training.batch_size: {type: choice, values: [8, 010]}", "training.batch_size.values=010"),
+        ("training.batch_size: {type: choice, values: [08]}", "training.batch_size.values=08"),
+        ("training.max_steps: {type: int, low: 0500, high: 1000}", "training.max_steps.low=0500"),
+        ("training.max_steps: {type: int, low: 5, high: 1:30}", "training.max_steps.high=1:30"),
+    ],
+)
+def test_a_number_that_yaml_takes_for_another_is_refused(tmp_path, text, told):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"parameters:\n  {text}\n")
+    with pytest.raises(UserError) as refused:
+        load_space(str(file))
+    plain = "write plain decimal numbers, without a leading 0 and without ':'"
+    assert str(refused.value) == f"search space {file}: parameters.{told}: {plain}"
+    file.write_text("parameters:\n  training.lr: {type: choice, values: [1e-05, 0.05, 1.0e-03]}\n")
+    assert load_space(str(file)).parameters["training.lr"].values == (1e-5, 0.05, 1e-3)
+
+
 def test_a_bad_file_is_refused(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("parameters: {training.lr: [\n")
