@@ -62,15 +62,12 @@ class SEEncoder:
         min_matched: float = MIN_MATCHED,
     ) -> None:
         self.files, self.seed, self.min_matched = files, seed, min_matched
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._asked = device, batch_size
+        self._choose_device()
         if precision == "auto":
-            bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+            bf16 = self.device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if bf16 else "fp32"
-        self.device, self.precision = device, precision
-        by_device = CPU_BATCH if device == "cpu" else GPU_BATCH
-        self.batch_size = by_device if batch_size is None else batch_size
-        self.calls_at_once = 1 if device == "cpu" else 2
+        self.precision = precision
         self._config, self._cache = config, cache
         self._hashes = cache / "sha256" if cache else None
         self._sha256: str | None = None
@@ -90,6 +87,15 @@ class SEEncoder:
         """Find the files (UserError where they are missing or ambiguous); loads no weights."""
         return cls(find_files(model_folder, checkpoint, protein_embeddings), **more)
 
+    def _choose_device(self) -> None:
+        device, batch_size = self._asked
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
+        by_device = CPU_BATCH if device == "cpu" else GPU_BATCH
+        self.batch_size = by_device if batch_size is None else batch_size
+        self.calls_at_once = 1 if device == "cpu" else 2
+
     def _make_locks(self) -> None:
         self._loading = RLock()
         # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
@@ -98,11 +104,12 @@ class SEEncoder:
         self._turn = Semaphore(self._threads if self.device == "cpu" else 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process loads its own weights."""
+        """Another process, maybe on another machine, loads its own weights on its own device."""
         return {**self.__dict__, "_model": None, "_loading": None, "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._choose_device()
         self._make_locks()
 
     @property

@@ -1,5 +1,6 @@
 """Encode shards on every GPU of the node or cluster: one Ray actor a GPU, shards as they come.
 
+A cluster's GPUs are those that Ray counts: the node that the command runs on may have none.
 An actor that dies is started again and its shard computed once more; what is finished lies
 in the cache whatever happens here.
 """
@@ -14,19 +15,20 @@ from sesttune.search.ray_session import cluster_address, ray_session
 
 
 def shard_runner(config: Config) -> Runner:
-    """Every GPU that Ray has, where there are several; else this process."""
+    """Every GPU of the cluster that was asked for, or of this node if it has several; else here."""
 
     def run(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
         import torch
 
-        cluster = cluster_address(config) is not None
-        if not torch.cuda.is_available() or (torch.cuda.device_count() == 1 and not cluster):
-            return encode_here(shards, encoder, progress)
-        with ray_session(config):
-            import ray
+        if cluster_address(config) is not None or torch.cuda.device_count() > 1:
+            with ray_session(config):
+                import ray
 
-            gpus = int(ray.cluster_resources().get("GPU", 0))
-            encode_with_ray(shards, encoder, progress, gpus, {"num_cpus": 0, "num_gpus": 1})
+                gpus = int(ray.cluster_resources().get("GPU", 0))
+                if gpus:
+                    each = {"num_cpus": 0, "num_gpus": 1}
+                    return encode_with_ray(shards, encoder, progress, gpus, each)
+        encode_here(shards, encoder, progress)
 
     return run
 

@@ -191,6 +191,25 @@ def test_passes_that_take_turns_as_on_a_gpu_give_the_same() -> None:
             assert np.abs(found - wanted).max() <= 1e-6
 
 
+def test_an_encoder_computes_on_the_device_of_the_machine_it_is_sent_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_gpu = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not has_gpu)  # the machine it is from
+    sent = open_oracle(device="auto", precision="fp32")
+    parcel = pickle.dumps(sent)
+    monkeypatch.undo()
+    encoder = pickle.loads(parcel)
+    expected = open_oracle(device="auto", precision="fp32")
+    assert sent.device != encoder.device == expected.device
+    assert encoder.batch_size == expected.batch_size
+    assert encoder.key == sent.key
+    found = encoder.encode(*read("cells"))
+    assert np.abs(found - np.load(ORACLE / "expected.npy")).max() <= (
+        1e-4 if has_gpu else TOLERANCE
+    )
+
+
 def test_filler_follows_the_seed() -> None:
     cells = read("cells_sparse")
     first, other = open_oracle(seed=0), open_oracle(seed=1)
