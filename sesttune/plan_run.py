@@ -18,6 +18,7 @@ from sesttune.search.budget import SPENT
 from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.compiling import fastest_mode, modes_to_try
 from sesttune.search.live import duration
+from sesttune.search.measuring import place_for
 from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, cluster_address, slots
 from sesttune.search.recorded import read_schedule, trained_before
@@ -37,7 +38,8 @@ def plan_run(run: Run, space: SearchSpace, console: Console) -> tuple[Run, Plan]
     run, compiling = _settle_compile(run, space, given, console)
     config = run.config
     console.print("calibrating: some tens of steps at the smallest and largest batch", style="dim")
-    speed = calibrate(config, space, run.manifest, folder / ".calibration", given.threads)
+    scratch, place = folder / ".calibration", place_for(config, given)
+    speed = calibrate(config, space, run.manifest, scratch, given.threads, place)
     plan = make_plan(config, space, given.concurrent, given.gpus, speed)
     measured = {"speed": vars(speed), "compiling": compiling}
     write_text(folder / PLAN, json.dumps({**plan.to_dict(), **measured}, indent=2))
@@ -54,10 +56,11 @@ def _settle_compile(
     mode, found = "none", None
     if run.config.training.compile != "auto":
         return run, found
-    if modes := modes_to_try(run.config):
+    if modes := modes_to_try(run.config, given.gpus):
         console.print("measuring whether compiling the head pays, a few minutes", style="dim")
+        scratch, place = run.folder / ".compiling", place_for(run.config, given)
         mode, found = fastest_mode(
-            run.config, space, run.manifest, run.folder / ".compiling", given.threads, modes
+            run.config, space, run.manifest, scratch, given.threads, modes, place=place
         )
         console.print(found, highlight=False, soft_wrap=True)
     settled = replace(run, config=with_point(run.config, {"training.compile": mode}))

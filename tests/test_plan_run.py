@@ -40,7 +40,7 @@ def test_what_compiling_gains_is_measured_printed_and_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr(module, "modes_to_try", lambda config: ("default",))  # as with a GPU
+    monkeypatch.setattr(module, "modes_to_try", lambda config, gpus: ("default",))  # as with a GPU
     run, printed, kept, settings = planned(tmp_path)
     mode = run.config.training.compile
     assert mode in ("none", "default")

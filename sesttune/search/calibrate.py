@@ -4,10 +4,7 @@ Two trials of the space's smallest and largest batch run alone, one after the ot
 and deepest head that the space holds. Times of batch sizes between lie on a line through the two.
 """
 
-import multiprocessing
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 from sesttune.config.load import from_dict, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.search.measuring import Lost, Place, in_a_process
 from sesttune.search.space import SearchSpace
 from sesttune.training.records import BEST, LAST
 
@@ -50,7 +48,12 @@ class Sample:
 
 
 def calibrate(
-    config: Config, space: SearchSpace, manifest: Path, folder: Path, threads: int
+    config: Config,
+    space: SearchSpace,
+    manifest: Path,
+    folder: Path,
+    threads: int,
+    place: Place = in_a_process,
 ) -> Speed:
     """Measure on the prepared data of `manifest`; `folder` is made and removed again.
 
@@ -59,7 +62,7 @@ def calibrate(
     """
     sizes = _batch_sizes(config, space)
     samples = [
-        measure(config, space, manifest, folder, threads, {_BATCH: sets})
+        measure(config, space, manifest, folder, threads, {_BATCH: sets}, place=place)
         for sets in {sizes[0], sizes[-1]}
     ]
     return _line(sorted(samples, key=lambda sample: sample.sets))
@@ -73,6 +76,7 @@ def measure(
     threads: int,
     point: dict[str, Any],
     interval: int = INTERVAL,
+    place: Place = in_a_process,
 ) -> Sample:
     """Five intervals of the widest head and largest batch of `space`, but for what `point` says.
 
@@ -85,14 +89,13 @@ def measure(
         str(folder),
         threads,
     )
-    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     try:
-        with ProcessPoolExecutor(1, mp_context=spawn) as process:
-            return process.submit(_measure, *arguments).result()
-    except BrokenProcessPool:
+        sample: Sample = place(_measure, *arguments)
+        return sample
+    except Lost:
         raise UserError(
             f"the process that measured a trial of {_BATCH}={demanding[_BATCH]} was lost (killed, "
-            f"or out of memory): free some memory of this machine, or lower {_BATCH}"
+            f"or out of memory): free some memory of its machine, or lower {_BATCH}"
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sesttune.config.schema import Config
 from sesttune.search.calibrate import Sample, measure
+from sesttune.search.measuring import Place, in_a_process
 from sesttune.search.space import SearchSpace
 
 GAIN = 1.05
@@ -19,16 +20,14 @@ ALIKE = 0.1
 MODES = ("default", "reduce-overhead")
 
 
-def modes_to_try(config: Config) -> tuple[str, ...]:
-    """The modes that may pay on this machine: none without a GPU or without a compiler.
+def modes_to_try(config: Config, gpus: float) -> tuple[str, ...]:
+    """The modes that may pay for trials on `gpus` GPUs: none without one or without a compiler.
 
     On a CPU trials were slower for it (docs/performance.md).
     """
-    import torch
-
     from sesttune.training.compiled import missing
 
-    if config.training.device == "cpu" or not torch.cuda.is_available() or missing() is not None:
+    if not gpus or missing() is not None:
         return ()
     return MODES if config.training.accumulate_grad_batches == 1 else MODES[:1]
 
@@ -41,15 +40,16 @@ def fastest_mode(
     threads: int,
     modes: tuple[str, ...],
     interval: int = 100,
+    place: Place = in_a_process,
 ) -> tuple[str, str]:
     """(`training.compile` to use, what was found in words); arguments as of `measure`."""
 
-    def run(mode: str) -> Sample:
+    def train(mode: str) -> Sample:
         point = {"training.compile": mode}
-        return measure(config, space, manifest, folder, threads, point, interval)
+        return measure(config, space, manifest, folder, threads, point, interval, place)
 
-    plain = run("none")
-    return choose(plain, {mode: _attempt(run, mode) for mode in modes})
+    plain = train("none")
+    return choose(plain, {mode: _attempt(train, mode) for mode in modes})
 
 
 def choose(plain: Sample, compiled: dict[str, Sample | str]) -> tuple[str, str]:
@@ -68,9 +68,9 @@ def choose(plain: Sample, compiled: dict[str, Sample | str]) -> tuple[str, str]:
     return best, f"training.compile={best} (steps/s: {', '.join(found)})"
 
 
-def _attempt(run: Callable[[str], Sample], mode: str) -> Sample | str:
+def _attempt(train: Callable[[str], Sample], mode: str) -> Sample | str:
     try:
-        return run(mode)
+        return train(mode)
     except Exception as error:  # whatever a compiler and a driver may come up with
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
 

@@ -46,7 +46,14 @@ def test_only_steps_that_both_have_made_are_compared() -> None:
 
 
 def test_no_mode_is_tried_without_a_gpu() -> None:
-    assert modes_to_try(load_config(["training.device=cpu"])) == ()
+    assert modes_to_try(load_config(), gpus=0.0) == ()
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")
+def test_modes_are_tried_for_trials_on_gpus_that_this_machine_need_not_have() -> None:
+    assert modes_to_try(load_config(), gpus=0.5) == ("default", "reduce-overhead")
+    several = load_config(["training.accumulate_grad_batches=2"])
+    assert modes_to_try(several, gpus=1.0) == ("default",)
 
 
 @pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")

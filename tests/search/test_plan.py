@@ -133,6 +133,6 @@ def test_a_measuring_process_that_is_killed_is_one_line_and_leaves_nothing(tmp_p
     killer.join()
     assert str(found.value) == (
         "the process that measured a trial of training.batch_size=6 was lost (killed, or out of "
-        "memory): free some memory of this machine, or lower training.batch_size"
+        "memory): free some memory of its machine, or lower training.batch_size"
     )
     assert not scratch.exists()
