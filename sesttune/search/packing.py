@@ -2,15 +2,16 @@
 
 One trial at the space's most demanding point runs alone for a few seconds, then two at once,
 then four. More stay only as long as all together do `GAIN` times the steps of fewer and fit the
-memory: utilisation is not asked of the driver but seen in what a neighbour costs. The result is
+memory: utilisation is not asked of the driver but seen in what a neighbour costs. All run on one
+GPU that Ray keeps free for them: it would spread them over a cluster's nodes. The result is
 written to the sweep's folder, and a resumed sweep does not measure again.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,23 +50,24 @@ def trials_per_gpu(
     path = folder / PACKING
     if path.exists():
         return int(json.loads(path.read_text())["trials_per_gpu"])
-    import ray
-
     note("measuring how many trials share a GPU (sweep.gpus_per_trial=auto), about a minute")
 
-    resources = ray.cluster_resources()
-    cores = resources["CPU"] / (resources["GPU"] * config.sweep.cpus_per_trial)
+    fit = _cores_of_a_gpu() / config.sweep.cpus_per_trial
+    counts = [count for count in COUNTS if count <= max(1, fit)]
     point = space.widest(config)
     if (batches := space.parameters.get("training.batch_size")) is not None:
         point["training.batch_size"] = max(batches.extremes())
     demanding = with_point(config, point)
     scratch = folder / ".packing"
     try:
-        measured = find_packing(
-            lambda count: _run_together(demanding, manifest, scratch / str(count), count),
-            [count for count in COUNTS if count <= max(1, cores)],
-            _gpu_gib(),
-        )
+        with one_gpu(counts[-1] * config.sweep.cpus_per_trial) as on_it:
+            measured = find_packing(
+                lambda count: _run_together(
+                    demanding, manifest, scratch / str(count), count, on_it
+                ),
+                counts,
+                _memory_gib(on_it),
+            )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     chosen = choose(measured)
@@ -113,6 +115,36 @@ def choose(measured: list[Measured]) -> int:
     return best.trials
 
 
+def _cores_of_a_gpu() -> float:
+    """Cores for each GPU, on the node that has the fewest."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min((n.get("CPU", 0.0) / n["GPU"] for n in nodes if n.get("GPU", 0.0) >= 1), default=1.0)
+
+
+@contextmanager
+def one_gpu(cpus: float) -> Iterator[dict[str, Any]]:
+    """A GPU and `cpus` cores of its node, kept free; gives the options of the tasks that run there.
+
+    Waits for them, as trials do, where others use the cluster.
+    """
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": cpus, "GPU": 1}])
+    try:
+        yield {"scheduling_strategy": PlacementGroupSchedulingStrategy(group), "max_calls": 1}
+    finally:
+        remove_placement_group(group)
+
+
+def _memory_gib(on_it: dict[str, Any]) -> float:
+    import ray
+
+    return float(ray.get(ray.remote(num_cpus=0, num_gpus=1, **on_it)(_gpu_gib).remote()))
+
+
 def _gpu_gib() -> float:
     import torch
 
@@ -121,7 +153,9 @@ def _gpu_gib() -> float:
     return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
 
 
-def _run_together(config: Config, manifest: Path, scratch: Path, count: int) -> Measured | None:
+def _run_together(
+    config: Config, manifest: Path, scratch: Path, count: int, on_it: dict[str, Any]
+) -> Measured | None:
     import ray
     from ray.exceptions import RayTaskError
 
@@ -133,7 +167,7 @@ def _run_together(config: Config, manifest: Path, scratch: Path, count: int) -> 
         "training.early_stopping": False,
         "training.ckpt_every_n_steps": 10**9,
     }
-    trial = ray.remote(num_cpus=config.sweep.cpus_per_trial, num_gpus=share, max_calls=1)(_measure)
+    trial = ray.remote(num_cpus=config.sweep.cpus_per_trial, num_gpus=share, **on_it)(_measure)
     plain = to_dict(with_point(config, settings))
     scratch.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,7 @@
 import json
+import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
-from sesttune.search.packing import Measured, choose, find_packing
+from sesttune.search.packing import Measured, choose, find_packing, one_gpu
 from sesttune.search.space_file import parse_space
 from sesttune.training.records import list_trials, update_trial
 
@@ -53,6 +56,34 @@ def test_nothing_is_tried_that_cannot_fit_or_pay() -> None:
     assert packing({1: one, 2: None}, gpu_gib=141.0) == [1, 2]  # ran out of memory
     with pytest.raises(UserError, match="does not fit a whole GPU"):
         packing({1: None}, gpu_gib=8.0)
+
+
+def test_trials_are_measured_on_one_gpu_of_a_cluster_of_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    def where() -> tuple[str, list[int]]:
+        time.sleep(2)  # until all run
+        return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+
+    scratch = tempfile.mkdtemp(prefix="ray-")  # others must not find it as this machine's cluster
+    monkeypatch.setenv("RAY_TMPDIR", scratch)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=4, num_gpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        with one_gpu(cpus=4.0) as on_it:
+            for count in (1, 2, 4):
+                trial = ray.remote(num_cpus=1, num_gpus=1 / count, **on_it)(where)
+                places = ray.get([trial.remote() for _ in range(count)])
+                assert all(place == places[0] for place in places)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class Heard(SweepListener):
