@@ -54,17 +54,12 @@ def run_sweep(
     with _only_driver(folder):
         if resume and limit_reached(folder, config.sweep) is None:
             try_again(folder)
-        # Ray drops a trial whose kept worker does not let go of the one before; such trials
-        # are unfinished after the first round, and get workers of their own in a second.
-        for keep_workers in (True, False):
-            with ray_session(config) as available:
-                packed, given = _pack(config, space, manifest, folder, listeners, available)
-                ledger = TrialLedger(folder, packed, space, given.gpus)
-                _fit(ledger, packed, manifest, listeners, given, keep_workers)
-            if ledger.closed == INTERRUPTED:
-                raise KeyboardInterrupt
-            if ledger.done:
-                break
+        with ray_session(config) as available:
+            packed, given = _pack(config, space, manifest, folder, listeners, available)
+            ledger = TrialLedger(folder, packed, space, given.gpus)
+            _fit(ledger, packed, manifest, listeners, given)
+        if ledger.closed == INTERRUPTED:
+            raise KeyboardInterrupt
         return read_outcome(folder, config)
 
 
@@ -96,7 +91,6 @@ def _fit(
     manifest: Path,
     listeners: Sequence[SweepListener],
     slots: Slots,
-    keep_workers: bool,
 ) -> None:
     import os
 
@@ -122,7 +116,7 @@ def _fit(
             scheduler=LedgerScheduler(ledger),
             num_samples=-1,  # until the searcher says that all is done
             # A kept worker begins its next trial at once, a new one after 6 s of imports.
-            reuse_actors=keep_workers,
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

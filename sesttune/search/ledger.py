@@ -99,6 +99,11 @@ class TrialLedger:
         self._write()
         self.spending.tick(self._running())
 
+    def put_back(self, trial_id: str) -> None:
+        """Hand a trial out again that no worker has begun."""
+        self.schedule.put_back(trial_id)
+        self._write()
+
     def take_ended(self) -> list[TrialRecord]:
         """The trials that have ended since the last call, those that never had a GPU, too."""
         ended, self._ended = self._ended, []

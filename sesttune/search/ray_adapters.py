@@ -58,13 +58,16 @@ class LedgerSearcher(Searcher):
     ) -> None:
         self._running.discard(trial_id)
 
-    def free_lost(self, trials: list[Trial]) -> None:
-        """Free the slots of trials that Ray gave up without a word to its searcher.
+    def hand_out_again(self, trials: list[Trial]) -> None:
+        """Put back trials that Ray gave up without a word to its searcher or its callbacks.
 
-        It does so where a kept worker will not let go of its last trial; the slot would
-        stay taken for good, and with one slot the sweep would never end.
+        It does so where a kept worker will not let go of its last trial. That worker is gone then,
+        so each is tried once more for each that was stopped, at most.
         """
-        self._running -= {trial.trial_id for trial in trials if trial.status == Trial.ERROR}
+        for trial in trials:
+            if trial.status == Trial.ERROR and trial.trial_id in self._running:
+                self._running.remove(trial.trial_id)
+                self._ledger.put_back(id_of(trial))
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -90,7 +93,7 @@ class LedgerCallback(Callback):
         self._asked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
-        self._searcher.free_lost(trials)
+        self._searcher.hand_out_again(trials)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles its callbacks for a restore that is never made; a live table cannot be.

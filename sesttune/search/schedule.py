@@ -127,6 +127,11 @@ class Schedule:
         self._note(trial)
         self._shared.follow(trial)
 
+    def put_back(self, job_id: str) -> None:
+        """Hand a job out again that nobody has begun."""
+        self.trials[job_id].state = WAITING
+        self._note(self.trials[job_id])
+
     def must_stop(self, job_id: str) -> bool:
         """Whether its last report was answered with a stop."""
         return job_id in self._stops

@@ -76,6 +76,16 @@ def test_a_new_ledger_hands_out_unfinished_trials_first_then_what_the_old_one_wo
     assert run(tmp_path / "whole", False) == run(tmp_path / "killed", True)
 
 
+def test_a_trial_that_the_engine_gave_up_before_it_began_is_handed_out_again(tmp_path):
+    ledger = TrialLedger(tmp_path, CONFIG, SPACE)
+    lost, other = ledger.next(), ledger.next()
+    ledger.put_back(lost.id)
+    assert not ledger.done
+    again = ledger.next()
+    assert (again.id, again.point) == (lost.id, lost.point)
+    assert ledger.next().id not in (lost.id, other.id)
+
+
 def test_rungs_survive_a_new_ledger(tmp_path):
     ledger = TrialLedger(tmp_path, CONFIG, SPACE)
     first, poor, good = ledger.next(), ledger.next(), ledger.next()
