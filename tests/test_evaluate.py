@@ -139,6 +139,7 @@ def test_mistakes_are_one_line(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_cell_eval_scores_each_cell_type_or_is_asked_for(
     outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

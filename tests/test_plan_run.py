@@ -35,6 +35,7 @@ def planned(tmp_path: Path, *overrides: str) -> tuple[Run, str, dict, dict]:
     return run, (tmp_path / "printed").read_text(), kept, settings
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")
 def test_what_compiling_gains_is_measured_printed_and_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,6 +113,7 @@ def test_trials_run_on_the_cluster_with_paths_from_here(
         assert [line["step"] for line in trial.metrics()] == [20, 25, 30]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_wants_a_token_is_told_from_one_that_is_not_there(
     tiny: TinyData, tmp_path: Path, address: str
 ) -> None:

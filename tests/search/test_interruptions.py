@@ -109,6 +109,7 @@ def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     assert ("001", 0) not in heard.reports
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_ray_has_died_ends_in_one_line(tiny, tmp_path):
     config, manifest = tiny
     config = with_point(config, {"training.max_steps": 10**6, "training.early_stopping": False})

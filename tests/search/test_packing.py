@@ -94,6 +94,7 @@ class Heard(SweepListener):
         self.notes.append(text)
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_once_and_remembers(tmp_path: Path) -> None:
     """Real Ray and real trials; the GPU is one that Ray counts and torch does not see."""
     import ray
