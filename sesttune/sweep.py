@@ -123,7 +123,9 @@ def _resume(args: argparse.Namespace) -> int:
         )
     _check_limits(known, limits, console)
     check_cluster(known.config)
-    sweep = change_settings(ensure_data(known, console, shard_runner(known.config)), limits)
+    sweep = ensure_data(known, console, shard_runner(known.config))
+    if limits:
+        sweep = change_settings(sweep, limits)
     return _run(sweep, console, read_plan(sweep.folder), resume=True)
 
 
