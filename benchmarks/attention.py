@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sesttune.model.attention import attend_by_onednn
-from sesttune.model.frozen_linear import freeze
+from sesttune.model.frozen_linear import freeze, onednn_multiplies
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 FAR = 20.0
@@ -50,7 +50,7 @@ def rate_ways(what: str, qkv: tuple[Tensor, Tensor, Tensor], rounds: int) -> Non
     q, k, v = (x.double() for x in qkv)
     expected = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
     ways: dict[str, Way] = {"PyTorch": by_pytorch}
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if onednn_multiplies(qkv[0].dtype):
         ways["oneDNN"] = attend_by_onednn
     took = dict.fromkeys(ways, float("inf"))
     errors = dict[str, float]()

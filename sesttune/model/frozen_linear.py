@@ -34,12 +34,18 @@ def freeze(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False)
 
 def onednn_is_faster(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies faster by oneDNN's operators, and this PyTorch has them."""
+    slower = dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return onednn_multiplies(dtype) and not slower
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operators take `dtype` here.
+
+    For bfloat16 they want AVX-512; PyTorch itself computes it anywhere.
+    """
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available():
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
-    if dtype == torch.float32:
-        return torch.backends.cpu.get_cpu_capability() != "AVX2"
-    # For bfloat16 oneDNN wants AVX-512; PyTorch itself computes it anywhere.
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

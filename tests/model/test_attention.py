@@ -4,17 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.onednn import needs_onednn, needs_onednn_bf16
 from torch import Tensor
 
 from sesttune.model import attention
 from sesttune.model.attention import attend
-
-needs_onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
-)
-
-
-WAYS = [False, pytest.param(True, marks=needs_onednn)]
 
 
 def projected(tokens: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +25,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("spread", [0.5, 1, 2])
 @pytest.mark.parametrize("tokens", [300, 1_100])
-@pytest.mark.parametrize("faster", WAYS)
+@pytest.mark.parametrize("faster", [False, pytest.param(True, marks=needs_onednn)])
 def test_attention_equals_the_formula(
     tokens: int, faster: bool, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +35,7 @@ def test_attention_equals_the_formula(
         torch.testing.assert_close(attend(q, k, v), formula(q, k, v), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("faster", WAYS)
+@pytest.mark.parametrize("faster", [False, pytest.param(True, marks=needs_onednn_bf16)])
 def test_bfloat16_costs_a_few_thousandths(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_products_by_onednn", lambda dtype: faster)
     q, k, v = (x.bfloat16() for x in projected(1_100, 1))
@@ -51,8 +45,13 @@ def test_bfloat16_costs_a_few_thousandths(faster: bool, monkeypatch: pytest.Monk
     assert error.norm() < 6e-3 * expected.norm()
 
 
-@needs_onednn
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        pytest.param(torch.float32, 1e-5, marks=needs_onednn),
+        pytest.param(torch.bfloat16, 6e-3, marks=needs_onednn_bf16),
+    ],
+)
 def test_scores_far_apart_are_shifted_by_the_largest(
     dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

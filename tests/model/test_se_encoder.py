@@ -1,46 +1,29 @@
+"""The encoder's embeddings: against the public ones, in any precision, batch, order and memory."""
+
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Semaphore
 
 import numpy as np
 import pytest
 import torch
+from helpers.onednn import needs_onednn, needs_onednn_bf16
+from helpers.oracle import ORACLE, open_oracle, read
 from helpers.waits import Waits
-from scipy import sparse
 
-from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
 from sesttune.model import attention
 from sesttune.model.se_checkpoint import find_files, read_weights
-from sesttune.model.se_demo import write_demo_encoder
-from sesttune.model.se_encoder import SEEncoder
-from sesttune.model.se_genes import GeneMatch
 from sesttune.model.se_tokens import Tokens
 from sesttune.model.se_transformer import build_transformer
 
-ORACLE = Path(__file__).parents[1] / "data_oracle"
 NEEDS_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-needs_onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
-)
 TOLERANCE = 1.5e-6
 """LayerNorm eps 1e-6 for 1e-5 shows at 2.1e-6, tanh-GELU at 3.6e-5, all else higher."""
-
-
-def open_oracle(checkpoint: str = "se_tiny.ckpt", device: str = "cpu", **more: object) -> SEEncoder:
-    files = find_files(None, str(ORACLE / checkpoint), str(ORACLE / "protein_embeddings.pt"))
-    return SEEncoder(files, device=device, **more)  # type: ignore[arg-type]
-
-
-def read(name: str) -> tuple[sparse.csr_matrix, GeneMatch]:
-    with H5adFile(ORACLE / f"{name}.h5ad") as file:
-        cells = file.read_rows(np.arange(file.n_cells))
-        return cells, open_oracle().match(file.var_names, file.var_columns())
 
 
 @pytest.mark.parametrize("checkpoint", ["se_tiny.ckpt", "se_tiny_old.ckpt"])
@@ -79,29 +62,6 @@ def test_no_pass_asks_for_a_value() -> None:
     assert waits.operations > 40  # a whole pass was seen
 
 
-def test_proteins_inside_the_checkpoint_serve_as_well() -> None:
-    inside = SEEncoder(find_files(None, str(ORACLE / "se_tiny.ckpt"), None), device="cpu")
-    cells = read("cells")
-    assert np.array_equal(inside.encode(*cells), open_oracle().encode(*cells))
-
-
-def test_the_weights_are_converted_once_and_give_the_same(tmp_path: Path) -> None:
-    cells = read("cells")
-    wanted = open_oracle().encode(*cells)
-    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
-    (converted,) = (tmp_path / "encoders").glob("*/encoder.safetensors")
-    assert converted.stat().st_size < (ORACLE / "se_tiny.ckpt").stat().st_size
-    before = converted.stat().st_mtime_ns
-    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
-    assert converted.stat().st_mtime_ns == before
-    content = bytearray(converted.read_bytes())
-    content[-4:] = b"\xff\xff\xff\x7f"  # damaged: another number, the same size
-    converted.write_bytes(bytes(content))
-    assert np.array_equal(open_oracle(cache=tmp_path).encode(*cells), wanted)
-    open_oracle("se_tiny_old.ckpt", cache=tmp_path).match(["GEN0380"], {})
-    assert len(list((tmp_path / "encoders").glob("*/encoder.safetensors"))) == 2
-
-
 @pytest.mark.parametrize("name", ["cells", "cells_255known"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_bfloat16_keeps_the_embedding(device: str, name: str) -> None:
@@ -114,21 +74,30 @@ def test_bfloat16_keeps_the_embedding(device: str, name: str) -> None:
     assert rounded.key != exact.key
 
 
-@needs_onednn
 @pytest.mark.parametrize("name", ["cells", "cells_255known"])
-def test_the_attention_of_an_amd_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param("fp32", marks=needs_onednn),
+        pytest.param("bf16", marks=needs_onednn_bf16),
+    ],
+)
+def test_the_attention_of_an_amd_gives_the_same(
+    precision: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By oneDNN's products, which it takes for the 2,049 tokens of a real encoder."""
-    cells, taken, by_onednn = read(name), [], attention.attend_by_onednn
+    taken, by_onednn = [], attention.attend_by_onednn
     monkeypatch.setattr(attention, "_MANY_TOKENS", 0)
     monkeypatch.setattr(attention, "_products_by_onednn", lambda dtype: True)
     monkeypatch.setattr(
         attention, "attend_by_onednn", lambda *qkv: taken.append(1) or by_onednn(*qkv)
     )
     wanted = np.load(ORACLE / f"expected{name.removeprefix('cells')}.npy")
-    assert np.abs(open_oracle().encode(*cells) - wanted).max() <= TOLERANCE
-    rounded = open_oracle(precision="bf16").encode(*cells)
-    lengths = np.linalg.norm(rounded, axis=1) * np.linalg.norm(wanted, axis=1)
-    assert ((rounded * wanted).sum(1) / lengths).min() >= 0.9999
+    found = open_oracle(precision=precision).encode(*read(name))
+    if precision == "fp32":
+        assert np.abs(found - wanted).max() <= TOLERANCE
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert ((found * wanted).sum(1) / lengths).min() >= 0.9999
     assert taken
 
 
@@ -231,81 +200,3 @@ def test_cells_with_filler_are_distributed_like_the_public_ones(cells: str, expe
     rank = (np.linalg.norm(ours, axis=-1) < np.linalg.norm(theirs, axis=-1)).mean(0)  # [cells]
     error = 1 / np.sqrt(12 * len(rank))  # of the mean of uniform ranks
     assert abs(rank.mean() - 0.5) < 4 * error
-
-
-def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
-    weights = read_weights(find_files(None, str(ORACLE / "se_tiny.ckpt"), None))
-    hyper = {"nhead": weights.nhead}
-    content = {"state_dict": dict(weights.tensors), "hyper_parameters": hyper}
-    content["cfg_yaml"] = "dataset: {pad_length: 256, cls_token_idx: 3}"
-    content["protein_embeds_dict"] = {"A": torch.zeros(32)}
-    path = tmp_path / "x.ckpt"
-    del content["state_dict"]["bin_encoder.weight"]
-    torch.save(content, path)
-    with pytest.raises(UserError, match=r"x.ckpt is not an SE checkpoint: it lacks bin_encoder.w"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
-    content["state_dict"] = {"layer.weight": torch.zeros(2)}
-    torch.save(content, path)
-    with pytest.raises(UserError, match=r"lacks encoder.0.weight, decoder.1.weight"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
-    whole: dict[str, object] = {"state_dict": dict(weights.tensors), "hyper_parameters": hyper}
-    for wrong, message in {
-        ("nlayers", 3): "nlayers=3, but lacks transformer_encoder.layers.2.linear1.weight",
-        ("nhead", 0): "nhead=0 must be a whole number, 1 or more",
-        ("nhead", 5): "5 heads do not divide a width of 64",
-    }.items():
-        torch.save({**content, **whole, "hyper_parameters": hyper | dict([wrong])}, path)
-        with pytest.raises(UserError, match=message):
-            _ = SEEncoder.open(None, str(path)).embed_dim
-    torch.save({**content, **whole, "cfg_yaml": "dataset: {pad_length: x, cls_token_idx: 3}"}, path)
-    with pytest.raises(UserError, match="pad_length='x' must be a whole number"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
-    torch.save({"anything": 1}, path)
-    with pytest.raises(UserError, match="lacks state_dict and/or hyper_parameters"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
-
-
-def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    whole = (ORACLE / "se_tiny.ckpt").read_bytes()
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cut.ckpt is truncated, or not in PyTorch's zip format"):
-        _ = SEEncoder.open(None, str(cut)).embed_dim
-
-
-def test_several_checkpoints_are_a_question(tmp_path: Path) -> None:
-    for name in ("epoch15.ckpt", "epoch16.ckpt"):
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match="epoch15.ckpt, epoch16.ckpt.*which one"):
-        find_files(str(tmp_path), None, None)
-    assert find_files(str(tmp_path), str(tmp_path / "epoch16.ckpt"), None).proteins is None
-
-
-def test_files_of_a_model_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
-        find_files(str(tmp_path / "gone"), None, None)
-    with pytest.raises(UserError, match=r"holds no .ckpt file"):
-        find_files(str(tmp_path), None, None)
-    for name in ("a.ckpt", "protein_embeddings_b.pt", "protein_embeddings_a.pt"):
-        (tmp_path / name).touch()
-    assert find_files(str(tmp_path), None, None).proteins == tmp_path / "protein_embeddings_b.pt"
-    (tmp_path / "protein_embeddings.pt").touch()
-    assert find_files(str(tmp_path), None, None).proteins == tmp_path / "protein_embeddings.pt"
-
-
-def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
-    genes = [f"G{i}" for i in range(300)]
-    one = SEEncoder.open(str(write_demo_encoder(tmp_path / "a", genes, 0).parent), None)
-    same = SEEncoder.open(str(write_demo_encoder(tmp_path / "b", genes, 0).parent), None)
-    other = SEEncoder.open(str(write_demo_encoder(tmp_path / "c", genes, 1).parent), None)
-    assert one.identity["label"] == "demo-encoder (random weights)"
-    assert one.key == same.key != other.key
-    assert one.embed_dim == 74
-
-
-def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> None:
-    source = write_demo_encoder(tmp_path / "a", ["A", "B"], 0)
-    content = torch.load(source, weights_only=True)
-    compiled = {f"_orig_mod.{name}": tensor for name, tensor in content["state_dict"].items()}
-    torch.save({**content, "state_dict": compiled}, source)
-    assert SEEncoder.open(str(source.parent), None).embed_dim == 74
