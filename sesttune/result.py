@@ -15,9 +15,9 @@ from rich.table import Table
 from sesttune.atomic import write_text
 from sesttune.command import program, resume_command
 from sesttune.plan_run import against_plan, trained_steps
-from sesttune.run_setup import DATA, RESULT, Run
+from sesttune.run_setup import RESULT, Run
 from sesttune.search.budget import SPENT
-from sesttune.search.outcome import Row, SweepOutcome
+from sesttune.search.outcome import Row, SweepOutcome, read_baselines
 from sesttune.search.recorded import read_schedule
 from sesttune.tracking.describe import SHORT
 from sesttune.training.records import list_trials
@@ -37,6 +37,7 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
         "evidence": outcome.evidence,
         "remedy": outcome.remedy,
         "difference": outcome.difference,
+        "baselines": against_baselines(read_baselines(folder), outcome),
         "cost": _cost(folder, last),
         "plan": against_plan(folder),
         "last_at": max((line["time"] for line in last), default=0.0),
@@ -55,14 +56,15 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
 
 def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
     """What a person reads at the end, as pairs of a name and a text."""
-    about = json.loads((run.folder / DATA).read_text())
-    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in about["baselines"].items())
+    known = read_baselines(run.folder)
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in known.items())
+    beaten = against_baselines(known, outcome)
     name, where = shlex.quote(run.folder.name), shlex.quote(run.config.output_dir)
     own = run.config.tracking.uri
     store = f"output_dir={run.config.output_dir}" if own is None else f"tracking.uri={own}"
     report = run.folder / REPORT
     lines = [
-        ("baselines", listed),
+        ("baselines", f"{listed}; {beaten}" if beaten else listed),
         ("verdict", f"{outcome.verdict or 'no result'}: {outcome.evidence}"),
         *([("remedy", outcome.remedy)] if outcome.remedy else []),
         *([("finals", outcome.difference)] if outcome.difference else []),
@@ -83,6 +85,22 @@ def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:
         command = f"{program()} promote --sweep {name} --output-dir {where}"
         lines.append(("promote", command))
     return lines
+
+
+def against_baselines(known: Mapping[str, float], outcome: SweepOutcome) -> str | None:
+    """Whether the best trial beats the lowest of the baselines, and by how much.
+
+    A verdict says so only where nothing else is wrong. By the mean of its draws where it has
+    several; None where nothing is to be compared.
+    """
+    if outcome.best is None or not known:
+        return None
+    lowest = min(known, key=lambda name: known[name])
+    loss = outcome.finals[0].mean if outcome.finals else outcome.best.best_val_loss
+    if loss >= known[lowest]:
+        return f"{outcome.best.id} is no better than {lowest}, which takes no model"
+    less = 100 * (known[lowest] - loss) / abs(known[lowest])
+    return f"{outcome.best.id} is {less:.0f} % below {lowest}"
 
 
 def unfinished(run: Run) -> str | None:

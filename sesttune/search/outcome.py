@@ -57,7 +57,7 @@ def read_outcome(folder: Path, config: Config) -> SweepOutcome:
     The best is the trial with the best mean over its seeds, where finalists were repeated.
     """
     records = [r for r in list_trials(folder) if "repeats" not in read_schedule(r.folder)]
-    board = leaderboard(records, config, _baseline(folder))
+    board = leaderboard(records, config, min(read_baselines(folder).values(), default=None))
     finals = _finals(folder, config)
     if finals:  # the finalists first, in the order of their means
         place = {standing.trial: rank for rank, standing in enumerate(finals)}
@@ -86,11 +86,11 @@ def _finals(folder: Path, config: Config) -> list[Standing]:
     return standings([trials[name] for name in sorted(repeated)], trials.values())
 
 
-def _baseline(folder: Path) -> float | None:
-    """The best val_loss without a model, as measured when the data were prepared."""
+def read_baselines(folder: Path) -> dict[str, float]:
+    """The val_loss of each baseline, as measured when the data were prepared."""
     about = folder / "data.json"
-    known = json.loads(about.read_text()).get("baselines", {}) if about.exists() else {}
-    return min(known.values(), default=None)
+    known: dict[str, float] = {}
+    return json.loads(about.read_text()).get("baselines", known) if about.exists() else known
 
 
 def leaderboard(

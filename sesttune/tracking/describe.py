@@ -75,6 +75,8 @@ def _outcome(
         lines += ["", f"**Remedy:** `{result['remedy']}`"]
     if result.get("difference"):
         lines += ["", f"**Finals:** {result['difference']}"]
+    if result.get("baselines"):
+        lines += ["", f"**Without a model:** {result['baselines']}"]
     lines += ["", f"**Cost:** {_cost(result['cost'])}"]
     if result.get("plan"):
         lines += ["", f"**Plan and actual:** {result['plan']}"]

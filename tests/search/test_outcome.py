@@ -4,7 +4,7 @@ import math
 import pytest
 
 from sesttune.config.load import load_config
-from sesttune.result import write_result
+from sesttune.result import against_baselines, write_result
 from sesttune.search.outcome import leaderboard, read_outcome
 from sesttune.training.records import (
     TrialRecord,
@@ -94,3 +94,19 @@ def test_a_sweep_without_a_result_has_no_best(tmp_path):
         None,
         "no trial has a result",
     )
+
+
+def test_a_result_says_whether_the_best_trial_beats_what_takes_no_model(tmp_path):
+    known = {"mean_of_controls": 4.0, "controls": 1.5}
+    write(tmp_path, "001", [3.0, 1.25, 1.2])
+    (tmp_path / "data.json").write_text(json.dumps({"baselines": known}))
+    write_result(tmp_path, read_outcome(tmp_path, CONFIG))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["baselines"] == "001 is 20 % below controls"
+    # the mean of its draws counts, not its luckiest
+    write(tmp_path, "002", [3.0, 2.0, 1.9], {"training.replicate": 1}, repeats="001")
+    worse = "001 is no better than controls, which takes no model"
+    assert against_baselines(known, read_outcome(tmp_path, CONFIG)) == worse
+    update_trial(trial_folder(tmp_path, "002"), "failed", "nan")
+    assert against_baselines(known, read_outcome(tmp_path, CONFIG)) == worse
+    assert against_baselines({}, read_outcome(tmp_path, CONFIG)) is None
