@@ -71,11 +71,14 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def open_console() -> "Console":
-    """Where a person reads; a file or a pipe gets lines wide enough for a leaderboard's row."""
+    """Where a person reads; a file or a pipe gets lines wide enough for a leaderboard's row.
+
+    Text is shown as it is: to rich `[naive]` in a label is a style and `[/x]` in a path an error.
+    """
     from rich.console import Console
 
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_FILE_WIDTH if unknown else None)
+    return Console(width=_FILE_WIDTH if unknown else None, markup=False, emoji=False)
 
 
 def program() -> str:

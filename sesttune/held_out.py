@@ -205,6 +205,7 @@ def score_table(scores: "pd.DataFrame", by: str | None = None) -> "Table":
     """Mean metrics of each predictor (by a column), the best of each in bold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from sesttune.evaluation.scores import METRICS, summary
 
@@ -219,10 +220,12 @@ def score_table(scores: "pd.DataFrame", by: str | None = None) -> "Table":
         best = {m: group[m].min() if METRICS[m] == "lower" else group[m].max() for m in METRICS}
         for index, row in group.iterrows():
             cells = [
-                f"[bold]{row[metric]:.4g}[/]" if row[metric] == best[metric] else _cell(row[metric])
+                Text(_cell(row[metric]), style="bold" if row[metric] == best[metric] else "")
                 for metric in METRICS
             ]
-            table.add_row(*(index if isinstance(index, tuple) else (str(index),)), *cells)
+            # As text, which no console takes for markup.
+            named = [Text(name) for name in (index if isinstance(index, tuple) else (str(index),))]
+            table.add_row(*named, *cells)
     return table
 
 

@@ -30,7 +30,7 @@ class RateColumn(ProgressColumn):
 def progress_bars(console: Console) -> Iterator[cached_folder.Progress]:
     """A function of (what, done, total) that keeps a bar for each `what`; quiet off a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may hold a file's name
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

@@ -12,6 +12,7 @@ from helpers.tiny_data import write_tiny
 from helpers.trained_runs import write_settings
 
 from sesttune.cli import COMMANDS
+from sesttune.command import open_console
 from sesttune.training.records import read_metrics
 
 
@@ -215,3 +216,9 @@ def test_a_terminal_that_lacks_a_character_ends_no_command() -> None:
     script = [sys.executable, "-c", code]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "lr ? steps\n"
+
+
+def test_labels_and_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "T [naive], /data/[/x]/alpha.h5ad, chr1:100:200"
+    open_console().print(said, soft_wrap=True)
+    assert capsys.readouterr().out == f"{said}\n"
