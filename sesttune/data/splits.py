@@ -48,7 +48,7 @@ def read_split_file(path: Path) -> SplitFile:
     if not path.is_file():
         raise UserError(f"data.kwargs.toml_config_path: {path} does not exist")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
@@ -78,7 +78,7 @@ def read_split_file(path: Path) -> SplitFile:
     if not training and not fewshot:
         raise UserError(_nothing_to_train_on(path))
     used = {*training, *(dataset for dataset, _ in (*zeroshot, *fewshot))}
-    datasets = {name: _data_files(str(named[name]), name, path) for name in named if name in used}
+    datasets = {name: _data_files(named[name], name, path) for name in named if name in used}
     _check_each_file_once(datasets, path)
     unused = tuple(name for name in named if name not in used)
     return SplitFile(path, datasets, unused, tuple(training), zeroshot, fewshot)
@@ -227,8 +227,12 @@ def _known_dataset(name: str, datasets: Mapping[str, object], path: Path, table:
         )
 
 
-def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
+def _data_files(where: object, name: str, path: Path) -> tuple[Path, ...]:
     """Files of a folder, a file, or a glob with {a,b} alternatives that matches such."""
+    if not isinstance(where, str):
+        raise UserError(
+            f'{path}: [datasets] {name} must be one text: a folder, a file, or "{{a,b}}.h5ad"'
+        )
     folder, written = path.parent, str(Path(where).expanduser())
     found: list[Path] = []
     # A name may hold { or * as it is, and so may the split file's own folder.
@@ -245,7 +249,9 @@ def _data_files(where: str, name: str, path: Path) -> tuple[Path, ...]:
 def _files_of(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
-    return sorted(file for file in place.iterdir() if file.suffix in SUFFIXES)
+    # Hidden ones are no data, as for a glob: what is still being written, macOS's `._` files.
+    named = (file for file in place.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in named if file.suffix.lower() in SUFFIXES)
 
 
 def _check_each_file_once(datasets: Mapping[str, Sequence[Path]], path: Path) -> None:

@@ -114,6 +114,18 @@ def test_braces_and_globs_match_folders_too(tmp_path: Path) -> None:
         files_of(tmp_path, "{x1,empty}")
 
 
+def test_a_folder_is_read_without_what_is_hidden_in_it_and_in_any_case(tmp_path: Path) -> None:
+    for name in ("a.h5ad", "B.H5AD", ".123.c.h5ad", "._a.h5ad"):
+        (tmp_path / name).touch()
+    assert files_of(tmp_path, ".") == ["B.H5AD", "a.h5ad"]
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_split_file(path).training == ("d",)
+
+
 @pytest.mark.parametrize("name", ["run[1]", "run{1,2}", "run*"])
 def test_the_split_files_own_folder_is_no_pattern(tmp_path: Path, name: str) -> None:
     for folder in ("run1", "run2", name):
@@ -159,6 +171,7 @@ def test_braces() -> None:
         (("cells", "nowhere"), "no .h5ad or .h5 file at .*nowhere"),
         (("val =", "vall ="), "must hold val"),
         (("[datasets]", "[datasets"), "not valid TOML"),
+        (('d = "cells"', 'd = ["cells"]'), "datasets. d must be one text"),
         ((GOOD[GOOD.index("[training]") :], ""), "nothing is left to train on"),
         ((GOOD[GOOD.index("[training]") :], ZEROSHOT), "nothing is left to train on"),
     ],
