@@ -7,7 +7,7 @@ process opens hundreds of thousands of cells in milliseconds.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def prepare(
     lacking = missing_features(features, [c[2] for c in conditions])
     if lacking:
         total = len({condition[2] for condition in conditions})
-        notes.append(_refuse_or_drop(lacking, kwargs.missing_features, total))
+        notes.append(_refuse_or_drop(lacking, kwargs.missing_features, total, features))
     seed = config.training.train_seed
     splits, split_notes = assign_splits(
         split_file, conditions, kwargs.val_fraction, seed, set(lacking)
@@ -191,12 +191,17 @@ def _conditions_of(store: CellStore) -> list[tuple[str, str, str]]:
     ]
 
 
-def _refuse_or_drop(lacking: list[str], setting: str, total: int) -> str:
+def _refuse_or_drop(
+    lacking: list[str], setting: str, total: int, features: Mapping[str, object]
+) -> str:
     shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
-    if setting == "refuse":
+    if setting == "refuse" or len(lacking) == total:
+        fix = "add them, or set data.kwargs.missing_features=drop"
+        if len(lacking) == total:
+            fix = f"name them as obs does, it has e.g. {', '.join(list(features)[:3])}"
         raise UserError(
             f"data.kwargs.perturbation_features_file has no vector for {len(lacking)} of {total} "
-            f"perturbations ({shown}); add them, or set data.kwargs.missing_features=drop"
+            f"perturbations ({shown}); {fix}"
         )
     return f"dropped {len(lacking)} of {total} perturbations without a feature vector: {shown}"
 

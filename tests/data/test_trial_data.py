@@ -125,6 +125,15 @@ def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -
     assert np.isfinite(data.features[known]).all()
 
 
+@pytest.mark.parametrize("setting", ["refuse", "drop"])
+def test_features_of_none_of_the_perturbations_are_refused(tmp_path: Path, setting: str) -> None:
+    tiny = write_tiny(tmp_path)
+    features = torch.load(tiny.features, weights_only=True)
+    torch.save({name.lower(): vector for name, vector in features.items()}, tiny.features)
+    with pytest.raises(UserError, match=r"for 6 of 6 .*; name them as obs .* e.g. p0, p1"):
+        open_data(tiny, **{"data.kwargs.missing_features": setting})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
