@@ -103,6 +103,7 @@ def _read_cells(
     cache = Path(config.data.cache_dir).expanduser().absolute()
     source = SourceFile(args.adata, "input")
     store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
+    print("\n".join(store.notes))
     lacking = sorted({n for n in store.names["pert"] if n != store.control_pert} - known)
     if lacking:
         raise UserError(

@@ -39,8 +39,11 @@ class H5adFile:
             raise UserError(f"{self.path} is not an HDF5 file, or is truncated: {error}") from None
         missing = [name for name in ("X", "obs", "var") if name not in self._file]
         if missing:
+            elsewhere = self._elsewhere()
             self._file.close()
-            raise UserError(f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}")
+            raise UserError(
+                f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}{elsewhere}"
+            )
         self._x = self._file["X"]
         try:
             self._encoding = _encoding(self._x, self.path)
@@ -116,8 +119,10 @@ class H5adFile:
             )
         values = frame[column]
         if values.isna().any():
+            empty = int(values.isna().sum())
             raise UserError(
-                f"{self.path}: obs column '{column}' is empty for {int(values.isna().sum())} cells"
+                f"{self.path}: obs column '{column}' is empty for {empty} cells; label them, or "
+                "leave them out"
             )
         if isinstance(values.dtype, pd.CategoricalDtype):
             values = values.astype(values.cat.categories.dtype)
@@ -171,7 +176,7 @@ class H5adFile:
         return sparse.vstack(list(self.iter_csr(rows)), format="csr")
 
     def _read(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Rows of X, each gene of a row once and in order."""
+        """Rows of X, each gene of a row once, in order, and above or below zero."""
         try:
             if self._encoding == "dense":
                 return sparse.csr_matrix(np.asarray(self._x[start:stop], dtype=np.float32))
@@ -180,8 +185,7 @@ class H5adFile:
             block = self._compressed(start, stop, self.shape[1])
         except (OSError, ValueError, TypeError) as error:  # a damaged chunk, text for numbers
             raise UserError(f"{self.path}: X cannot be read: {error}") from None
-        block.sum_duplicates()
-        return block
+        return _canonical(block)
 
     def _compressed(self, start: int, stop: int, width: int) -> sparse.csr_matrix:
         """Rows (of CSC: columns) of a compressed X; SciPy checks no index and would crash."""
@@ -203,8 +207,7 @@ class H5adFile:
         """A CSC matrix as rows, kept for the next block."""
         if self._csc is None:
             cells, genes = self.shape
-            self._csc = self._compressed(0, genes, cells).T.tocsr()
-            self._csc.sum_duplicates()
+            self._csc = _canonical(self._compressed(0, genes, cells).T.tocsr())
         return self._csc
 
     def _check_sizes(self) -> None:
@@ -233,6 +236,20 @@ class H5adFile:
                     f"{self.path}: {which} has {len(index):,} rows, X is of {self.shape[axis]:,}"
                 )
 
+    def refuse_negative(self, block: sparse.csr_matrix) -> None:
+        """Raise UserError where a count is below zero (the encoder alone tolerates them)."""
+        if block.nnz and block.data.min() < 0:
+            raise UserError(
+                f"{self.path}: X holds negative values; sesttune needs counts or log1p counts"
+                f"{self._elsewhere()}"
+            )
+
+    def _elsewhere(self) -> str:
+        """Where counts may lie when X does not hold them, as scaled files have it."""
+        found = [f"layers['{name}']" for name in self._file.get("layers", ())]
+        found += ["raw.X"] if "raw/X" in self._file else []
+        return f" (copy them into X, if {' or '.join(found)} has them)" if found else ""
+
     def _check_values(self, block: sparse.csr_matrix, start: int) -> None:
         if not np.isfinite(block.data).all():
             raise UserError(f"{self.path}: X holds NaN or infinity near row {start}")
@@ -254,10 +271,11 @@ class H5adFile:
         return cached
 
 
-def refuse_negative(block: sparse.csr_matrix, path: Path) -> None:
-    """Raise UserError where a count is below zero (the encoder alone tolerates them)."""
-    if block.nnz and block.data.min() < 0:
-        raise UserError(f"{path}: X holds negative values; sesttune needs counts or log1p counts")
+def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same values in the one form that cells are known by: some writers store zeros, too."""
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block
 
 
 def _encoding(x: Any, path: Path) -> str:

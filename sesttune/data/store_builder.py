@@ -17,14 +17,13 @@ from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.config.schema import DataKwargs
 from sesttune.data.cell_content import StoreHash, cell_digests
 from sesttune.data.growing_array import ArrayFile, shrink_values
-from sesttune.data.h5ad import H5adFile, refuse_negative
+from sesttune.data.h5ad import H5adFile
 from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
+from sesttune.data.value_scale import ValueScale, scale_notes
 from sesttune.errors import UserError
 
-STORE_VERSION = 5
-LOG1P_LIMIT = 35.0
-"""No log1p of counts is larger: exp(35) exceeds every sequencing depth."""
+STORE_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ def _write(
     frames: list[pd.DataFrame] = []
     lengths: list[np.ndarray] = []
     digests: list[np.ndarray] = []
+    scales: list[ValueScale] = []
     with (
         ArrayFile(folder / "indices.npy", index_type) as indices,
         ArrayFile(folder / "values.npy", np.dtype(np.float32)) as values,
@@ -101,29 +101,29 @@ def _write(
                 is_control = (obs["pert"] == kwargs.control_pert).to_numpy()
                 columns = _column_map(file.unique_genes(), genes)
                 library: list[np.ndarray] = []
-                largest, whole = 0.0, True
+                scale = ValueScale(source.path)
                 for block in file.iter_csr():
-                    refuse_negative(block, source.path)
+                    file.refuse_negative(block)
                     start = sum(map(len, library))
                     controls = is_control[start : start + block.shape[0]]
                     digests.append(cell_digests(block[controls]))
                     library.append(np.asarray(block.sum(1), np.float64).ravel())
-                    if block.nnz:
-                        largest = max(largest, float(block.data.max()))
-                        whole = whole and bool((block.data == np.rint(block.data)).all())
+                    scale.add(block)
                     aligned = _align(block, columns, len(genes))
                     indices.append(aligned.indices)
                     values.append(aligned.data)
                     lengths.append(np.diff(aligned.indptr))
                     hashed.add(aligned)
                     progress(f"reading {source.path.name}", sum(map(len, library)), file.n_cells)
-            kind = _kind_of_values(kwargs.counts, whole, largest, source.path)
+            kind = scale.decide(kwargs.counts)
+            scales.append(scale)
             sums = np.concatenate(library) if library else np.zeros(0)
             raw_scale = np.where(sums > 0, kwargs.target_sum / np.maximum(sums, 1e-30), 1.0)
             obs["scale"] = (raw_scale if kind == "raw" else np.zeros_like(sums)).astype(np.float32)
             frames.append(obs)
             described.append({"path": str(source.path.resolve()), "values": kind})
-            notes.append(f"{source.path.name}: {len(obs):,} cells, {_DESCRIBED[kind]}")
+            notes.append(f"{source.path.name}: {len(obs):,} cells, {scale}")
+    notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
     _check_contexts(obs, kwargs)
     for name in OBS_COLUMNS:
@@ -134,18 +134,15 @@ def _write(
     np.save(folder / "control_digests.npy", np.concatenate(digests))
     shrink_values(folder / "values.npy")
     kinds = [file["values"] for file in described]
-    scale = kwargs.target_sum if "raw" in kinds else None
+    target_sum = kwargs.target_sum if "raw" in kinds else None
     about = {
         "genes": genes,
         "control_pert": kwargs.control_pert,
         "files": described,
         "notes": notes,
-        "fingerprint": digest(hashed.result(obs), kinds, scale),
+        "fingerprint": digest(hashed.result(obs), kinds, target_sum),
     }
     (folder / "store.json").write_text(json.dumps(about))
-
-
-_DESCRIBED = {"raw": "raw counts", "log1p": "log1p values"}
 
 
 def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: int) -> pd.DataFrame:
@@ -158,24 +155,6 @@ def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: in
             "file": np.int32(number),
             "file_row": np.arange(file.n_cells, dtype=np.int64),
         }
-    )
-
-
-def _kind_of_values(setting: str, whole: bool, largest: float, path: Path) -> str:
-    if setting != "auto":
-        if setting == "log1p" and largest > LOG1P_LIMIT:
-            raise UserError(
-                f"{path}: data.kwargs.counts=log1p, but X has the value {largest:g}; "
-                "no log1p count is that large, set data.kwargs.counts=raw"
-            )
-        return setting
-    if whole:
-        return "raw"
-    if largest <= LOG1P_LIMIT:
-        return "log1p"
-    raise UserError(
-        f"{path}: X is neither whole counts nor log1p (largest value {largest:g}); "
-        "set data.kwargs.counts=raw if these are counts"
     )
 
 
@@ -213,16 +192,24 @@ def _output_genes(
     common = set(per_file[0]).intersection(*per_file[1:])
     genes = [name for name in per_file[0] if name in common]
     if not genes:
-        raise UserError(
-            f"{files[0].path} and the other files have no gene name in common; "
-            "use the same kind of gene names in var of each file"
-        )
+        raise UserError(_nothing_in_common(files, per_file))
     largest = max(len(names) for names in per_file)
     if len(genes) == largest:
         return genes, []
     return genes, [
         f"{len(genes):,} genes common to all files are kept (the largest file has {largest:,})"
     ]
+
+
+def _nothing_in_common(files: Sequence[SourceFile], names: Sequence[list[str]]) -> str:
+    """Two files that share no gene, with a gene of each: most often one of them names others."""
+    first = set(names[0])
+    other = next((n for n in range(1, len(files)) if first.isdisjoint(names[n])), len(files) - 1)
+    shown = [f"{files[n].path} (e.g. {', '.join(names[n][:2])})" for n in (0, other)]
+    return (
+        f"no gene name is common to {' and '.join(dict.fromkeys(shown))}; use the same kind of "
+        "gene names in var of each file"
+    )
 
 
 def _column_map(names: Sequence[str], genes: Sequence[str]) -> np.ndarray | None:

@@ -70,7 +70,7 @@ def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
 def test_empty_labels_are_refused(tmp_path: Path) -> None:
     with (
         H5adFile(write(tmp_path / "x.h5ad", col=pd.Categorical(["a", None, "b", None]))) as file,
-        pytest.raises(UserError, match="'col' is empty for 2 cells"),
+        pytest.raises(UserError, match="'col' is empty for 2 cells; label them"),
     ):
         file.obs("col")
 
@@ -99,6 +99,32 @@ def test_obsm_is_a_matrix_of_numbers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"x.h5ad: cannot read obsm\['odd'\]") as refused:
             file.obsm("odd")
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encode", [sparse.csr_matrix, sparse.csc_matrix])
+def test_a_stored_zero_is_no_value(tmp_path: Path, encode: type) -> None:
+    path = write(tmp_path / "x.h5ad", encode(COUNTS + 1))
+    with h5py.File(path, "r+") as file:
+        file["X/data"][:] = file["X/data"][:] - 1
+    with H5adFile(path) as file:
+        (block,) = file.iter_csr()
+    assert block.nnz == np.count_nonzero(COUNTS)
+    assert np.array_equal(block.toarray(), COUNTS)
+
+
+def test_negative_values_are_refused_with_where_counts_may_be(tmp_path: Path) -> None:
+    cells = anndata.AnnData(X=COUNTS - 1, layers={"counts": COUNTS})
+    cells.raw = anndata.AnnData(X=COUNTS)
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    with H5adFile(tmp_path / "x.h5ad") as file:
+        (block,) = file.iter_csr()
+        with pytest.raises(UserError, match=r"x.h5ad: X holds neg.*layers\['counts'\] or raw.X"):
+            file.refuse_negative(block)
+    del cells.raw
+    del cells.X
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(UserError, match=r"lacks X \(copy them into X, if layers\['counts'\] has"):
+        H5adFile(tmp_path / "x.h5ad")
 
 
 def test_nan_values_are_refused(tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_genes_are_aligned_by_name(tmp_path: Path) -> None:
     assert np.abs(store.dense(np.arange(10, 20)) - whole[:, [3, 2, 0]]).max() < 1e-5
 
 
+def test_files_that_share_no_gene_are_both_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = {"a": ["A", "B", "C"], "b": ["B", "A", "D"], "ens": ["ENSG1.2", "ENSG2.1", "ENSG3"]}
+    files = [
+        SourceFile(write_cells(tmp_path / f"{n}.h5ad", rng, ["non-targeting"], "x", genes), "t")
+        for n, genes in names.items()
+    ]
+    message = r"common to \S+/a.h5ad \(e.g. A, B\) and \S+/ens.h5ad \(e.g. ENSG1.2, ENSG2.1\); use"
+    with pytest.raises(UserError, match=message):
+        build_store(files, KWARGS, tmp_path / "cache")
+
+
 def test_gene_list_fixes_genes_and_order(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     (tmp_path / "genes.txt").write_text("G5\nG2\n")

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from helpers.tiny_data import write_tiny
+from scipy import sparse
+
+from sesttune.config.schema import DataKwargs
+from sesttune.data.store_builder import SourceFile, build_store
+from sesttune.data.value_scale import ValueScale, scale_notes
+
+KWARGS = DataKwargs()
+
+
+def log1p_of(path: Path, total: float) -> None:
+    """Make the counts of a file log1p values of `total` counts a cell, the first cell empty."""
+    cells = anndata.read_h5ad(path)
+    x = cells.X.toarray()
+    x[0] = 0
+    cells.X = sparse.csr_matrix(np.log1p(x / np.maximum(x.sum(1, keepdims=True), 1) * total))
+    cells.write_h5ad(path)
+
+
+@pytest.mark.parametrize(("total", "told"), [(10_000, False), (1_500, True)])
+def test_files_on_other_scales_are_told_of(tmp_path: Path, total: float, told: bool) -> None:
+    files = write_tiny(tmp_path).files
+    log1p_of(files["beta"], total)
+    sources = [SourceFile(files[name], "t") for name in ("alpha", "beta")]
+    notes = build_store(sources, KWARGS, tmp_path / "c").notes
+    assert f"beta.h5ad: 100 cells, log1p values of {total:,} counts a cell" in notes
+    about = "alpha.h5ad of 10,000 counts a cell, beta.h5ad of 1,500"
+    assert any(about in note for note in notes) == told
+
+
+def test_of_a_single_scale_nothing_is_told(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["beta"]
+    log1p_of(path, 1_500)
+    notes = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes
+    assert notes == ["beta.h5ad: 100 cells, log1p values of 1,500 counts a cell"]
+
+
+def test_a_file_without_values_has_no_scale() -> None:
+    empty = ValueScale(Path("x.h5ad"))
+    empty.add(sparse.csr_matrix((3, 4), dtype=np.float32))
+    assert empty.decide("log1p") == "log1p"
+    assert str(empty) == "log1p values"
+    assert scale_notes([empty], 10_000.0) == []
