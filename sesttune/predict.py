@@ -29,6 +29,13 @@ FLAGS = {
     "data.kwargs.perturbation_features_file": "--features",
 }
 
+FIXED = {
+    "set data.kwargs.control_pert": "the model's controls are called so: label these the same",
+    "set data.kwargs.counts=raw if these are counts": "give counts, or log1p values of counts",
+    ", or set data.kwargs.embed_key=null to compute the embeddings": "",
+}
+"""Settings that come with the model: what else can be done where a training's could be changed."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Predict perturbed expression with a registered model."""
@@ -102,7 +109,8 @@ def _read_cells(
 
     cache = Path(config.data.cache_dir).expanduser().absolute()
     source = SourceFile(args.adata, "input")
-    store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
+    with settings_as_flags(FIXED):
+        store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
     print("\n".join(store.notes))
     lacking = sorted({n for n in store.names["pert"] if n != store.control_pert} - known)
     if lacking:
@@ -111,7 +119,8 @@ def _read_cells(
             f"({', '.join(lacking[:5])}); give a file that has with --features"
         )
     if config.data.kwargs.embed_key is not None:
-        return store, control_embeddings_from_obsm(store, config.data.kwargs.embed_key, cache)
+        with settings_as_flags(FIXED):
+            return store, control_embeddings_from_obsm(store, config.data.kwargs.embed_key, cache)
     checkpoint = None if args.model_folder else about["encoder"]["path"]
     moved = args.model_folder or str(Path(about["encoder"]["path"]).parent)
     kwargs = config.model.kwargs

@@ -112,8 +112,12 @@ def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
 
 
 def _write(predicted: "anndata.AnnData", output: Path) -> None:
+    import anndata
+
+    # Text that may be missing (all text, with pandas 3) is read, but not written by default.
+    as_read = anndata.settings.override(allow_write_nullable_strings=True)
     try:
-        with replacing(output) as draft:
+        with as_read, replacing(output) as draft:
             predicted.write_h5ad(draft)
     except OSError as error:
         raise UserError(f"--output {output}: cannot write it ({error})") from None

@@ -50,6 +50,22 @@ def test_only_obs_and_var_of_the_input_must_be_readable(tmp_path: Path) -> None:
     assert predicted.var_names.to_list() == genes
 
 
+def test_what_the_model_fixes_is_not_to_be_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.cache_dir": str(tmp_path / "cache"), "data.kwargs.embed_key": "X_tiny"}
+    promoted(tmp_path / "head", **settings)
+    rng, genes = np.random.default_rng(0), [f"G{i}" for i in range(SIZES.output_dim)]
+    for labels, said in {
+        ("NTC", *FEATURES): "the model's controls are called so: label these the same; known",
+        (CONTROL, *FEATURES): "obsm has no 'X_tiny'; write it with `sesttune encode`",
+    }.items():
+        source = write_cells(tmp_path / "in.h5ad", rng, list(labels), "alpha", genes)
+        line = refused(capsys, tmp_path / "head", "--adata", str(source))
+        assert said in line
+        assert "data.kwargs" not in line
+
+
 def test_features_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     promoted(tmp_path / "head")
     features = tmp_path / "more.pt"

@@ -77,6 +77,19 @@ def test_without_vcc_obs_and_var_are_the_inputs(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "o.h5ad"]
 
 
+def test_text_that_may_be_missing_is_written_as_it_was_read(tmp_path: Path) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    given = anndata.read_h5ad(source)
+    for frame in (given.obs, given.var):
+        frame["note"] = pd.array([f"n{i}" for i in range(len(frame))], dtype="string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        given.write_h5ad(source, convert_strings_to_categoricals=False)
+    write_predicted(without_x(source, ABOUT), tmp_path / "o.h5ad", EXPRESSION)
+    found = anndata.read_h5ad(tmp_path / "o.h5ad")
+    for now, then in ((found.obs, given.obs), (found.var, given.var.loc[GENES])):
+        assert now["note"].to_dict() == then["note"].to_dict()
+
+
 @pytest.mark.parametrize(
     ("labels", "more", "settings", "message"),
     [
