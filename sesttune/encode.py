@@ -96,7 +96,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     from sesttune.data.h5ad import H5adFile
     from sesttune.progress_bars import progress_bars
 
-    what, done = "encoding cells", 0
+    what, done, negative = "encoding cells", 0, False
     parts: list[np.ndarray] = []
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
         match = encoder.match(file.var_names, file.var_columns())
@@ -108,6 +108,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
             def advance(count: int, before: int = done) -> None:
                 show(what, before + count, file.n_cells)
 
+            negative = negative or bool((block.data < 0).any())
             parts.append(encoder.encode(block, match, advance))
             if not np.isfinite(parts[-1]).all():
                 raise UserError(
@@ -115,6 +116,9 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
                     "embeddings hold NaN or infinity"
                 )
             done += block.shape[0]
+        if negative:
+            told = f"X holds negative values, which the encoder reads as 0{file.elsewhere()}"
+            print(f"warning: --input {source}: {told}", file=sys.stderr)
     if not parts:
         raise UserError(f"--input {source} holds no cell")
     return np.concatenate(parts)

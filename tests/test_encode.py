@@ -69,3 +69,32 @@ def test_a_disk_without_room_is_refused_before_anything_is_encoded(
     with pytest.raises(UserError, match=f"{name} will have .* GB and its disk has"):
         encode(source, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_negative_values_are_told_of_with_where_counts_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = anndata.read_h5ad(ORACLE / "cells.h5ad")[:2].copy()
+    for x, told in ((cells.X, ""), (-cells.X, "as 0 (copy them into X, if layers['counts'] has")):
+        scaled = anndata.AnnData(x, var=cells.var, layers={"counts": cells.X})
+        scaled.write_h5ad(tmp_path / "in.h5ad")
+        assert encode(tmp_path / "in.h5ad", tmp_path / "out.npy") == 0
+        warned = capsys.readouterr().err
+        assert told in warned
+        assert ("negative" in warned) == bool(told)
+
+
+def test_a_settings_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"dataset: \xff")
+    more = ["--config", str(tmp_path / "c.yaml")]
+    with pytest.raises(UserError, match=r"^--config \S+c.yaml holds no settings with"):
+        main(
+            [
+                *MODEL,
+                *more,
+                "--input",
+                str(ORACLE / "cells.h5ad"),
+                "--output",
+                str(tmp_path / "o.npy"),
+            ]
+        )

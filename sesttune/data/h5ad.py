@@ -39,7 +39,7 @@ class H5adFile:
             raise UserError(f"{self.path} is not an HDF5 file, or is truncated: {error}") from None
         missing = [name for name in ("X", "obs", "var") if name not in self._file]
         if missing:
-            elsewhere = self._elsewhere()
+            elsewhere = self.elsewhere()
             self._file.close()
             raise UserError(
                 f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}{elsewhere}"
@@ -241,10 +241,10 @@ class H5adFile:
         if block.nnz and block.data.min() < 0:
             raise UserError(
                 f"{self.path}: X holds negative values; sesttune needs counts or log1p counts"
-                f"{self._elsewhere()}"
+                f"{self.elsewhere()}"
             )
 
-    def _elsewhere(self) -> str:
+    def elsewhere(self) -> str:
         """Where counts may lie when X does not hold them, as scaled files have it."""
         found = [f"layers['{name}']" for name in self._file.get("layers", ())]
         found += ["raw.X"] if "raw/X" in self._file else []

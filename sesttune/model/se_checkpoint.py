@@ -151,7 +151,7 @@ def _settings(
     if config is not None:
         if not config.is_file():
             raise UserError(f"--config {config} does not exist")
-        whole: Any = _from_yaml(config.read_text(), config)
+        whole: Any = _from_yaml(config.read_text("utf-8", "replace"), config)
     elif isinstance(content.get("cfg_yaml"), str):
         whole = _from_yaml(content["cfg_yaml"], path)
     else:
@@ -159,10 +159,10 @@ def _settings(
     dataset = whole.get("dataset") if isinstance(whole, dict) else None
     wanted = ("pad_length", "cls_token_idx")
     if not isinstance(dataset, dict) or any(dataset.get(key) is None for key in wanted):
-        raise UserError(
-            f"{KEY}: {path} holds no settings (cfg_yaml or hyper_parameters.cfg) with "
-            "dataset.pad_length and dataset.cls_token_idx"
-        )
+        where = f"{KEY}: {path} holds no settings (cfg_yaml or hyper_parameters.cfg)"
+        if config is not None:
+            where = f"--config {config} holds no settings"
+        raise UserError(f"{where} with dataset.pad_length and dataset.cls_token_idx")
     return dataset
 
 
