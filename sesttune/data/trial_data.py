@@ -162,7 +162,7 @@ def prepare(
         f"{len(controls.matrix):,} control cells embedded by {controls.encoder['label']} "
         f"({controls.embed_dim} values each)"
     )
-    notes.append(_describe_splits(splits))
+    notes += [_describe_splits(splits), *_describe_pairing(store, kwargs.batch_col)]
     matrix = feature_matrix(features, store.names["pert"])
     listed = sorted((*condition, split) for condition, split in splits.items())
     about = {
@@ -234,3 +234,16 @@ def _describe_splits(splits: dict[tuple[str, str, str], str]) -> str:
         for split in ("train", "val", "test")
     ]
     return f"conditions (cell type × perturbation): {', '.join(counts)}"
+
+
+def _describe_pairing(store: CellStore, batch_col: str) -> list[str]:
+    """A line where the pairing of `sampling.ControlPool` has to leave the batch."""
+    context = store.dataset.astype(np.int64) * len(store.names["cell_type"]) + store.cell_type
+    batch = context * len(store.names["batch"]) + store.batch
+    alone = ~np.isin(batch[~store.is_control], batch[store.is_control])
+    if not alone.any():
+        return []
+    return [
+        f"{int(alone.sum()):,} of {len(alone):,} perturbed cells have no control of their "
+        f"{batch_col}: theirs are of all batches of the cell type"
+    ]

@@ -224,3 +224,14 @@ def test_a_hostile_feature_file_does_not_run(
     with pytest.raises(UserError, match="not a readable tensor file"):
         open_data(tiny)
     assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_cells_whose_batch_has_no_control_are_told_of(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    assert not any("no control of their" in note for note in open_data(tiny).notes)
+    cells = anndata.read_h5ad(tiny.files["beta"])
+    lonely = (cells.obs["target_gene"] == "P3").to_numpy()
+    cells.obs["batch_var"] = np.where(lonely, "b9", "b1")
+    cells.write_h5ad(tiny.files["beta"])
+    told = "10 of 180 perturbed cells have no control of their batch_var"
+    assert any(told in note for note in open_data(tiny).notes)
