@@ -1,6 +1,7 @@
 """A later sweep begins with what an earlier one found, on real trials."""
 
 import json
+import shutil
 
 import pytest
 from helpers.tiny_data import MeanEncoder, write_tiny
@@ -52,18 +53,24 @@ def begin(folder, config):
     return folder
 
 
-def run_quick(folder, tiny):
+@pytest.fixture(scope="module")
+def quick(tiny, tmp_path_factory):
     """A first sweep of ten steps at three rates."""
     config, manifest = tiny
-    quick = with_point(config, {"training.max_steps": 10})
-    begin(folder, quick)
-    run_sweep(folder, quick, space("grid", 1e-2, 1e-3, 1e-4), manifest)
+    short = with_point(config, {"training.max_steps": 10})
+    folder = begin(tmp_path_factory.mktemp("sweeps") / "quick", short)
+    run_sweep(folder, short, space("grid", 1e-2, 1e-3, 1e-4), manifest)
     return folder
 
 
-def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path):
+@pytest.fixture
+def first(quick, tmp_path):
+    """The test's own copy of that sweep, beside which it makes a second one."""
+    return shutil.copytree(quick, tmp_path / "quick")
+
+
+def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, first, tmp_path):
     config, manifest = tiny
-    first = run_quick(tmp_path / "quick", tiny)
     full = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
     second = begin(tmp_path / "full", full)
     steps = []
@@ -92,9 +99,10 @@ def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, tmp_path)
     assert losses[0] == losses[1]
 
 
-def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_all(tiny, tmp_path):
+def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_all(
+    tiny, first, tmp_path
+):
     config, manifest = tiny
-    first = run_quick(tmp_path / "quick", tiny)
     later = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})
     second = begin(tmp_path / "full", later)
     trainings, learnt = read_earlier(second, later, space("tpe"))
@@ -105,9 +113,8 @@ def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_a
     assert list_trials(second)[0].params == best.params
 
 
-def test_what_the_new_space_does_not_hold_is_not_gone_on_with(tiny, tmp_path):
+def test_what_the_new_space_does_not_hold_is_not_gone_on_with(tiny, first, tmp_path):
     config, manifest = tiny
-    first = run_quick(tmp_path / "quick", tiny)
     best = min(list_trials(first), key=lambda r: r.metrics()[-1]["best_val_loss"])
     rates = sorted({1e-2, 1e-3, 1e-4} - {best.params["training.lr"]})
     later = with_point(config, {"training.max_steps": 10, "sweep.warm_start": "quick"})
@@ -144,21 +151,17 @@ def test_results_that_cannot_be_compared_are_refused(tiny, tmp_path):
     refused(match="it was run on other data")
 
 
-def test_another_setting_is_learnt_from_but_not_continued(tiny, tmp_path):
-    config, manifest = tiny
-    quick = with_point(config, {"training.max_steps": 5})
-    begin(tmp_path / "quick", quick)
-    run_sweep(tmp_path / "quick", quick, space("grid", 1e-2), manifest)
+def test_another_setting_is_learnt_from_but_not_continued(tiny, first, tmp_path):
+    config, _ = tiny
     changed = {"training.weight_decay": 0.1, "sweep.warm_start": "quick"}
     folder = begin(tmp_path / "later", config)
     trainings, learnt = read_earlier(folder, with_point(config, changed), space("tpe"))
-    assert (len(trainings), len(learnt)) == (0, 1)
+    assert (len(trainings), len(learnt)) == (0, 3)
 
 
 def test_other_inputs_are_learnt_from_but_not_continued_and_another_path_is_no_other_input(
-    tiny, tmp_path
+    tiny, first, tmp_path
 ):
-    run_quick(tmp_path / "quick", tiny)
     moved = {"sweep.warm_start": "quick", "model.kwargs.se_model_path": "elsewhere"}
     later = with_point(tiny[0], moved)
     folder = begin(tmp_path / "later", later)
@@ -173,10 +176,9 @@ def test_other_inputs_are_learnt_from_but_not_continued_and_another_path_is_no_o
 
 
 def test_a_training_that_an_earlier_sweep_had_completed_is_this_ones_own_and_may_be_extended(
-    tiny, tmp_path
+    tiny, first, tmp_path
 ):
     config, manifest = tiny
-    first = run_quick(tmp_path / "quick", tiny)
     later = {"training.max_steps": 10, "sweep.warm_start": "quick", "sweep.extend_to": [20]}
     second = with_point(config, later)
     begin(tmp_path / "again", second)
