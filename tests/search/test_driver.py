@@ -1,7 +1,7 @@
 """The sweep on real Ray and real trials."""
 
 import fcntl
-from pathlib import Path
+import shutil
 
 import pytest
 from helpers.small_sweeps import Heard, assert_clean_curve, choice, grid, prepared
@@ -68,18 +68,25 @@ def test_trials_run_are_stopped_by_asha_and_one_that_fails_does_not_end_the_swee
     assert not (tmp_path / ".ray").exists(), "nothing of Ray's stays in the sweep folder"
 
 
-def test_a_listener_that_fails_does_not_end_the_sweep(tiny, ray, tmp_path):
-    class Broken(SweepListener):
-        def on_report(self, trial_id, metrics):
-            raise RuntimeError("display gone")
+class Broken(SweepListener):
+    def on_report(self, trial_id, metrics):
+        raise RuntimeError("display gone")
 
-    config, manifest = tiny
-    heard = Heard()
-    outcome = run_sweep(
-        tmp_path, config, grid(training__lr=choice(1e-3)), manifest, [Broken(), heard]
-    )
+
+@pytest.fixture(scope="module")
+def finished(tiny, ray, tmp_path_factory):
+    """Settings, space and folder of a sweep of two trials, its outcome and what was heard."""
+    config, manifest = with_point(tiny[0], {"sweep.asha": False}), tiny[1]
+    space, heard = grid(training__lr=choice(1e-2, 1e-3)), Heard()
+    folder = tmp_path_factory.mktemp("finished") / "sweep"
+    outcome = run_sweep(folder, config, space, manifest, [Broken(), heard])
+    return config, space, folder, outcome, heard
+
+
+def test_a_listener_that_fails_does_not_end_the_sweep(finished):
+    *_, outcome, heard = finished
     assert outcome.best.status == "done"
-    assert heard.ends == [("001", "done")]
+    assert sorted(heard.ends) == [("001", "done"), ("002", "done")]
 
 
 def test_trials_in_the_folder_are_not_mixed_with_a_new_sweep_or_another_driver(tiny, tmp_path):
@@ -124,25 +131,22 @@ def test_finalists_are_repeated_the_winner_is_extended_and_shorter_trials_cost_n
     assert outcome.best.id == winner
 
 
-def test_resuming_a_finished_sweep_starts_nothing(tiny, tmp_path):
-    config, manifest = tiny
-    space = grid(training__lr=choice(1e-3))
-    run_sweep(tmp_path, config, space, manifest)
+def test_resuming_a_finished_sweep_starts_nothing(tiny, finished, tmp_path):
+    config, space, folder, before, _ = finished
+    shutil.copytree(folder, tmp_path / "sweep")
     heard = Heard()
-    outcome = run_sweep(Path(tmp_path), config, space, manifest, [heard], resume=True)
-    assert outcome.best.id == "001"
+    outcome = run_sweep(tmp_path / "sweep", config, space, tiny[1], [heard], resume=True)
+    assert outcome.best.id == before.best.id
     assert heard.starts == []
 
 
-def test_resume_tries_trials_again_that_failed_with_an_error_but_not_nan(tiny, ray, tmp_path):
-    config, manifest = tiny
-    config = with_point(config, {"sweep.asha": False})
-    space = grid(training__lr=choice(1e-2, 1e-3))
-    run_sweep(tmp_path, config, space, manifest)
-    first, second = list_trials(tmp_path)
+def test_resume_tries_trials_again_that_failed_with_an_error_but_not_nan(tiny, finished, tmp_path):
+    config, space, done, *_ = finished
+    folder = shutil.copytree(done, tmp_path / "sweep")
+    first, second = list_trials(folder)
     update_trial(first.folder, "failed", "error: the worker process was lost twice")
     update_trial(second.folder, "failed", "nan")
     heard = Heard()
-    run_sweep(tmp_path, config, space, manifest, [heard], resume=True)
+    run_sweep(folder, config, space, tiny[1], [heard], resume=True)
     assert heard.ends == [("001", "done")]
-    assert [r.stop_reason for r in list_trials(tmp_path)] == ["max_steps", "nan"]
+    assert [r.stop_reason for r in list_trials(folder)] == ["max_steps", "nan"]
