@@ -92,9 +92,10 @@ class LiveTable(SweepListener):
         trial.state = f"{record.status}: {record.stop_reason}"
         trial.shares = _shared_with(record)
         if self._live is None:
+            told = f"best val_loss {_number(trial.best())}"
+            said = f", {told}" if told not in trial.state else ""  # ASHA names it
             self._console.print(
-                f"trial {trial_id} {trial.state}, best val_loss {_number(trial.best())} "
-                f"[{describe(trial.params)}]",
+                f"trial {trial_id} {trial.state}{said} [{describe(trial.params)}]",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

@@ -49,6 +49,10 @@ def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):
     assert out.getvalue() == (
         "trial 002 done: max_steps, best val_loss 1.25 [lr=0.0001235 batch_size=16]\n"
     )
+    why = "asha: rung 100, best val_loss 1.25 is above the cutoff 1"
+    live.on_end("002", TrialRecord("002", record.folder, PARAMS, "stopped", why))
+    last = out.getvalue().splitlines()[-1]
+    assert last == f"trial 002 stopped: {why} [lr=0.0001235 batch_size=16]", "the loss once"
 
 
 def test_a_resumed_sweep_shows_the_trials_that_had_finished(tmp_path):
