@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sesttune.data.rows import Buffers, CsrRows, gather, signed, to_host, torch_dtype
+from sesttune.data.rows import Buffers, CsrRows, dense, gather, signed, to_host, torch_dtype
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
@@ -170,10 +170,11 @@ class ResidentReader:
         inputs, *parts, total = prepared
         device = self._inputs.device
         lengths, shifts, scale = (part.to(device, non_blocking=True) for part in parts)
-        place = torch.repeat_interleave(shifts, lengths, output_size=total)
+        row = torch.repeat_interleave(lengths, output_size=total)
+        place = shifts[row]
         place += torch.arange(total, device=device)
-        rows = CsrRows(lengths, scale, self._genes[place], self._values[place])
-        return self._inputs.finish(inputs, rows.dense(self._store.n_genes))
+        genes, values = self._genes[place], self._values[place]
+        return self._inputs.finish(inputs, dense(row, scale, genes, values, self._store.n_genes))
 
 
 def _upload(array: np.ndarray, device: torch.device, piece: int = 64 * 2**20) -> Tensor:
