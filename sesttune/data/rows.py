@@ -136,8 +136,8 @@ class CsrRows:
 def dense(row: Tensor, scale: Tensor, genes: Tensor, values: Tensor, n_genes: int) -> Tensor:
     """log1p expression float32 [n, genes]; `row` int64 [nnz], the rest as in `CsrRows`.
 
-    A batch of the VCC data has 17 million values, and a GPU's time goes with the bytes they are read
-    and written as: nothing but what addresses memory is made int64.
+    A batch of the VCC data has 17 million values, and a GPU's time goes with the bytes that they
+    are read and written as: nothing but what addresses memory is made int64.
     """
     values, factor = unsigned(values).float(), scale[row]
     values = torch.where(factor > 0, (values * factor).log1p_(), values)

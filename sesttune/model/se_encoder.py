@@ -29,6 +29,7 @@ from sesttune.model.se_converted import load_converted, save_converted
 from sesttune.model.se_genes import MIN_MATCHED, GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
+from sesttune.out_of_memory import give_back, is_out_of_memory
 from sesttune.threads import one_core_each
 
 log = logging.getLogger(__name__)
@@ -194,14 +195,16 @@ class SEEncoder:
                 parts.append(self.embed(part))
                 done += len(part)
                 continue
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise UserError(
                         f"{self.device} has too little free memory to encode a single cell"
                     ) from None
             # Outside of `except`, whose traceback keeps the tensors of the failed pass.
             self.batch_size = min(self.batch_size, len(part) // 2)  # another may have failed too
-            torch.cuda.empty_cache()
+            give_back()
             log.warning("out of memory: encoding %d cells a pass", self.batch_size)
         return np.concatenate(parts)
 

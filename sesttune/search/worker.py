@@ -6,7 +6,6 @@ that retry continues from the trial's own last checkpoint.
 """
 
 import fcntl
-import gc
 import logging
 import time
 import traceback
@@ -33,6 +32,7 @@ def work(settings: Mapping[str, Any]) -> None:
     from ray import tune
 
     from sesttune.config.load import from_dict, with_point
+    from sesttune.out_of_memory import give_back
     from sesttune.training.records import read_trial, update_trial
     from sesttune.training.trial import run_trial
 
@@ -55,9 +55,7 @@ def work(settings: Mapping[str, Any]) -> None:
         stopped = SystemExit(error.code)
     # The process is used again: leave nothing of this trial in memory. Outside of `except`, whose
     # traceback keeps all that the trial held.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()
     if stopped is not None:
         raise stopped
 

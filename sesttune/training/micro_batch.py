@@ -6,12 +6,7 @@ it meant before.
 
 from dataclasses import dataclass
 
-import torch
-
 from sesttune.errors import UserError
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
-"""How CUDA, torch on a CPU, C++, and CUDA's libraries say it."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +26,3 @@ class MicroBatch:
         whole = self.sets * self.accumulate
         sets = next(n for n in range(self.sets // 2, 0, -1) if whole % n == 0)
         return MicroBatch(sets, whole // sets)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory is short, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY)

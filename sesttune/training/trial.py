@@ -4,13 +4,10 @@ A trial lives in its folder: called again on the same folder it continues from
 `checkpoints/last.ckpt`, so whoever runs trials needs no resume logic of its own.
 """
 
-import gc
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from sesttune.atomic import write_text
 from sesttune.config.load import to_yaml
@@ -18,11 +15,12 @@ from sesttune.config.schema import Config
 from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
 from sesttune.host_memory import keep_freed_memory
+from sesttune.out_of_memory import give_back, is_out_of_memory
 from sesttune.training.callbacks import Report
 from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
-from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
+from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.records import BEST, LAST, note_facts, read_trial, update_trial
 from sesttune.training.trainer import pick_device
 
@@ -68,7 +66,7 @@ def run_trial(
     check_compiler(config.training)
     if device.type == "cpu":
         keep_freed_memory()
-    _free(device)  # or what an earlier trial of this process left counts as taken
+    give_back()  # or what an earlier trial of this process left counts as taken
     data = TrialData.open(manifest)
     share = config.sweep.gpu_share
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
@@ -88,7 +86,7 @@ def run_trial(
                     raise
             # Outside of `except`, whose traceback would keep the tensors of the failed step.
             micro = micro.smaller()
-            _free(device)
+            give_back()
             note_facts(folder, micro_batch=micro.sets)
             told = "out of memory: %d sets a pass, %d passes a step"
             log.warning(told, micro.sets, micro.accumulate)
@@ -104,9 +102,3 @@ def run_trial(
         folder / "checkpoints" / BEST,
         done.startup_s,
     )
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

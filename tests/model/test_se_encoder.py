@@ -101,7 +101,16 @@ def test_the_attention_of_an_amd_gives_the_same(
     assert taken
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError], words: str
+) -> None:
     cells = read("cells")
     wanted = open_oracle().encode(*cells)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one pass after another
@@ -113,7 +122,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
         activation = torch.ones(3)
         held.append(weakref.ref(activation))
         if len(tokens) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise kind(words)
         return embed(tokens)
 
     def nothing_is_held() -> None:

@@ -9,7 +9,8 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint
 from sesttune.model.st_head import STHead
-from sesttune.training.micro_batch import MicroBatch, is_out_of_memory
+from sesttune.out_of_memory import is_out_of_memory
+from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
@@ -33,7 +34,25 @@ def test_the_machine_says_out_of_memory_in_a_way_that_is_understood() -> None:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_what_fails_while_a_full_gpu_is_cleaned_up_hides_nothing() -> None:
+    def failed_over(memory: Exception, error: Exception) -> Exception:
+        try:
+            try:
+                raise memory
+            finally:
+                raise error
+        except type(error) as caught:
+            return caught
+
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    recording = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert is_out_of_memory(failed_over(full, recording))
+    assert not is_out_of_memory(failed_over(full, UserError("the disk is full")))
+    assert not is_out_of_memory(failed_over(ValueError("no"), RuntimeError("no")))
 
 
 @pytest.fixture(scope="module")
