@@ -163,6 +163,7 @@ def prepared_data(config: Config, console: Console, runner: Runner = encode_here
     """Check the data and build what is not cached, with progress bars on a terminal."""
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_encoder import SEEncoder
+    from sesttune.out_of_memory import give_back
 
     kwargs, cache = config.model.kwargs, Path(config.data.cache_dir).expanduser()
 
@@ -176,7 +177,9 @@ def prepared_data(config: Config, console: Console, runner: Runner = encode_here
         )
 
     with progress_bars(console) as show:
-        return TrialData.open(prepare(config, encoder, show, runner))
+        manifest = prepare(config, encoder, show, runner)
+    give_back()  # what encoding took of a GPU, for the trials, which are other processes
+    return TrialData.open(manifest)
 
 
 def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Path, dict[str, Any]]:

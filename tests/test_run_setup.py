@@ -1,16 +1,20 @@
 """What is refused before a run folder appears, and when a run is gone on with."""
 
+import weakref
 from pathlib import Path
 
 import anndata
 import pytest
 import torch
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from helpers.trained_runs import EMBED_KEY, write_embedded
+from rich.console import Console
 
 from sesttune import sweep, train
 from sesttune.command import Main, run
-from sesttune.run_setup import open_run
+from sesttune.config.load import load_config
+from sesttune.model.se_encoder import SEEncoder
+from sesttune.run_setup import open_run, prepared_data
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +143,22 @@ def test_a_run_does_not_go_on_with_other_inputs(
     assert "the cells or the splits have changed" in refused(train.main, again, capsys)
     assert "it was run on other data, so their losses" in refused(sweep.main, later, capsys)
     assert not (tiny.folder / "outputs" / "later").exists()
+
+
+def test_the_encoder_has_left_the_gpu_before_trials_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are other processes, and torch would keep what a pass took for this one's next."""
+    opened: list[weakref.ref[MeanEncoder]] = []
+    gone: list[bool] = []
+
+    def open_encoder(*_: object, **__: object) -> MeanEncoder:
+        encoder = MeanEncoder()
+        opened.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(SEEncoder, "open", open_encoder)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(opened[0]() is None))
+    config = load_config(base=write_tiny(tmp_path).settings())
+    prepared_data(config, Console(quiet=True))
+    assert gone == [True]
