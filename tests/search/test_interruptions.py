@@ -36,7 +36,7 @@ def ray(tiny):
         yield found
 
 
-def _wait_for(condition, seconds=120):
+def _wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the sweep did not get there"
