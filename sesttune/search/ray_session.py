@@ -137,6 +137,9 @@ def _start(device: str) -> None:
         address="local",
         _temp_dir=_short_folder(),
         num_cpus=cores(),
+        # As planned with. By itself Ray asks NVML, which a container may lack, and which counts a
+        # GPU of several instances (MIG) otherwise than CUDA does.
+        num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

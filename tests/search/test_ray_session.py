@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
+from sesttune.machine import cores
 from sesttune.search.ray_session import ray_session, slots
 
 START = """
@@ -49,6 +51,15 @@ def test_a_folder_that_is_asked_for_is_refused_where_it_is_too_long(
         ray_session(load_config(["training.device=cpu"])),
     ):
         pass
+
+
+def test_ray_counts_the_gpus_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, as in a container without NVML, it finds none by itself."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with ray_session(load_config([])) as given:
+        assert given.gpus == 1
+        assert given.concurrent == min(3, cores())
 
 
 def test_slots_are_shared_out_and_what_cannot_fit_is_refused():
