@@ -1,16 +1,22 @@
 """No step of training waits for the device: on a GPU, and by the operations it consists of."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from helpers.waits import Waits
+from torch.optim import SGD
 
 from sesttune.config.load import load_config
-from sesttune.data.trial_data import prepare
+from sesttune.data.readers import ResidentReader
+from sesttune.data.sampling import fixed_sets
+from sesttune.data.trial_data import TrialData, prepare
+from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import TrialCallback
+from sesttune.training.module import TrialModule, head_config
 from sesttune.training.trial import run_trial
 
 
@@ -58,6 +64,34 @@ def test_no_step_asks_for_a_value(
     run_trial(config, prepare(config, MeanEncoder), tmp_path)
     assert (len(watched), waits.found) == (19, [])
     assert waits.operations > 19 * 200  # a whole step was seen, forward and backward
+
+
+@pytest.mark.parametrize("loss", ["energy", "sinkhorn", "mse"])
+def test_a_step_lies_on_the_device_as_a_whole(
+    tiny: TinyData, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """The meta device has no values and refuses the host's tensors; no GPU is needed."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it has none
+    more = {"model.kwargs.loss": loss, "training.ema_decay": 0.99}
+    config = load_config(base=tiny.settings(**more))
+    data, device = TrialData.open(prepare(config, MeanEncoder)), torch.device("meta")
+    module = TrialModule(config, STHead(head_config(config, data))).to(device)
+    reader = ResidentReader(data, device)
+    batch = reader.finish(reader.prepare(fixed_sets(data, "train", 8, 0)))
+    module.measure_grad_norm = True
+    module.training_step(batch, 0).backward()
+    module.on_before_optimizer_step(SGD(module.parameters()))
+    module.configure_gradient_clipping(SGD(module.parameters()), 1.0)
+    module.update_average(1)
+    with torch.inference_mode():
+        found = module.set_losses(batch)
+    everything = (
+        found,
+        module.loss_sum,
+        module.grad_norm,
+        *(p.grad for p in module.head.parameters()),
+    )
+    assert {tensor.device for tensor in everything} == {device}
 
 
 @pytest.mark.gpu
