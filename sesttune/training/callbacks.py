@@ -84,6 +84,10 @@ class TrialCallback(lightning.Callback):
     ) -> None:
         if math.isnan(self.startup_s) and not self._compiles:
             self._note_startup()
+        if index % self._micro.accumulate == 0:
+            # Lightning does it between loss and backward. Here they leave their memory to the pass,
+            # and a recorded one, which overwrites its last gradients, leaves none unreadable.
+            trainer.optimizers[0].zero_grad()
         # The norm is wanted for the step that a report follows, and for no other.
         self._module.measure_grad_norm = self._due(self.step + 1)
         for group in trainer.optimizers[0].param_groups:

@@ -123,6 +123,25 @@ def test_below_one_set_the_trial_says_what_would_help(
     assert [line["step"] for line in read_metrics(tmp_path)] == [0]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_gradient_of_the_last_step_is_there_while_the_next_one_predicts(
+    tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """A pass recorded as a CUDA graph overwrites them: moving one off a full GPU would fail."""
+    forward, held = STHead.forward, []
+
+    def noted(self: STHead, control_emb: torch.Tensor, pert_emb: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            held.append(any(p.grad is not None for p in self.parameters()))
+        return forward(self, control_emb, pert_emb)
+
+    monkeypatch.setattr(STHead, "forward", noted)
+    more = {"training.max_steps": 5, "training.accumulate_grad_batches": accumulate}
+    config = load_config(base=tiny.settings(**more))
+    run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    assert held == 5 * [False, True][:accumulate]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_that_is_really_full_makes_the_pieces_smaller(tiny: TinyData, tmp_path: Path) -> None:
