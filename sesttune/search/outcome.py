@@ -90,7 +90,9 @@ def read_baselines(folder: Path) -> dict[str, float]:
     """The val_loss of each baseline, as measured when the data were prepared."""
     about = folder / "data.json"
     known: dict[str, float] = {}
-    return json.loads(about.read_text()).get("baselines", known) if about.exists() else known
+    if about.exists():
+        known = json.loads(about.read_text()).get("baselines", {})
+    return known
 
 
 def leaderboard(

@@ -85,7 +85,7 @@ class TrialCallback(lightning.Callback):
         if math.isnan(self.startup_s) and not self._compiles:
             self._note_startup()
         if index % self._micro.accumulate == 0:
-            # Lightning does it between loss and backward. Here they leave their memory to the pass,
+            # Not between loss and backward, as Lightning would: their memory is left to the pass,
             # and a recorded one, which overwrites its last gradients, leaves none unreadable.
             trainer.optimizers[0].zero_grad()
         # The norm is wanted for the step that a report follows, and for no other.

@@ -77,6 +77,9 @@ class TrialModule(lightning.LightningModule):
                     list(self.average.parameters()), list(self.head.parameters()), 1 - decay
                 )
 
+    def optimizer_zero_grad(self, *_: object) -> None:
+        """Nothing: `TrialCallback` has dropped the gradients before the first pass of the step."""
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.measure_grad_norm:
             grads = [p.grad for p in self.head.parameters() if p.grad is not None]
