@@ -1,7 +1,7 @@
 """What every command shares: exit codes, logging, and reading its configuration.
 
 Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
-(printed as one line), 130 interrupted, by Ctrl-C or SIGTERM.
+(printed as one line), 130 interrupted, by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         _log_as_asked()
-        with _sigterm_as_interrupt():
+        with _signals_as_interrupt():
             return main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,16 +58,23 @@ def _log_as_asked() -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """What a job scheduler sends at its limit ends a command as Ctrl-C does."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """What a job scheduler sends at its limit, and a terminal that closes, end a command as Ctrl-C.
+
+    But for those that it was started to ignore (nohup).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 def open_console() -> "Console":

@@ -1,7 +1,9 @@
 """`sesttune ui`: MLflow's pages over the right store, on loopback."""
 
 import argparse
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(args)
     uri = tracking_uri(config)
     has_server = uri.startswith(("http://", "https://"))
-    server = without_secrets(uri).rstrip("/") if has_server else f"http://{args.host}:{args.port}"
-    addresses = pages(uri, config.tracking.experiment, server)
+    base = without_secrets(uri).rstrip("/") if has_server else f"http://{args.host}:{args.port}"
+    addresses = pages(uri, config.tracking.experiment, base)
     if not has_server:
         _require_port(args.host, args.port)
     for name, address in addresses.items():
@@ -42,9 +44,14 @@ def main(argv: Sequence[str]) -> int:
     if where is not None:
         command += ["--artifacts-destination", where]
     # MLflow's job runners are for judging prompts: three more processes a sweep has no use for.
-    return subprocess.call(
-        command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    )
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # A group of its own, since what MLflow starts there outlives it, and keeps the port.
+    with subprocess.Popen(command, env=environment, process_group=0) as server:
+        try:
+            return server.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
 
 
 def _require_port(host: str, port: int) -> None:

@@ -85,7 +85,7 @@ def test_a_resumed_training_takes_no_other_settings(tmp_path: Path) -> None:
     assert (done.returncode, "may go with it" in done.stderr) == (2, True), done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_training_that_is_told_to_stop_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -104,8 +104,8 @@ def test_a_training_that_is_told_to_stop_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        # A shell's background job has Ctrl-C ignored, and so have all its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A shell's background job ignores Ctrl-C, nohup's the hang-up, and so do their children.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as training:
         assert training.stdout is not None
         assert any(line.startswith("step ") for line in training.stdout)
