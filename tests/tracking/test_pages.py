@@ -1,8 +1,6 @@
 """What a person sees: `sesttune ui` over a real store, in a real browser."""
 
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "sesttune.ui", "--port", str(port), f"output_dir={outputs}"]
-    ui = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    ui = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert ui.stdout is not None
     found = dict(ui.stdout.readline().split() for _ in range(4))
     deadline = time.monotonic() + 120
@@ -54,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         except OSError:
             time.sleep(0.2)
     yield found
-    os.killpg(ui.pid, signal.SIGKILL)
+    ui.terminate()
     ui.wait()
 
 
