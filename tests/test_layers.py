@@ -30,3 +30,9 @@ def test_the_benchmarks_for_a_gpu_start_without_ray_and_mlflow() -> None:
             f"runpy.run_path({path!r}, run_name='__main__')"
         )
         assert done.returncode == 0, (name, done.stderr[-2000:])
+
+
+def test_who_uses_a_trained_head_waits_for_no_lightning() -> None:
+    """Promote, evaluate and predict: it takes seconds to import."""
+    script = "import sesttune.training.trained_head; print('lightning' in sys.modules)"
+    assert without_engines(script).stdout == "False\n"

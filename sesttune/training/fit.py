@@ -13,8 +13,9 @@ from sesttune.data.trial_data import TrialData
 from sesttune.machine import cores
 from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import Report, TrialCallback
+from sesttune.training.head_size import head_config
 from sesttune.training.micro_batch import MicroBatch
-from sesttune.training.module import TrialModule, head_config
+from sesttune.training.module import TrialModule
 from sesttune.training.profiling import StepProfiler
 from sesttune.training.progress import Progress
 from sesttune.training.records import LAST, append_metrics, cut_metrics

@@ -8,24 +8,9 @@ from torch import Tensor
 
 from sesttune.config.schema import Config
 from sesttune.data.readers import Batch
-from sesttune.data.trial_data import TrialData
 from sesttune.model.losses import loss_function
-from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.model.st_head import STHead
 from sesttune.training.compiled import predictor
-
-
-def head_config(config: Config, data: TrialData) -> HeadConfig:
-    """Sizes of the head: widths from the settings, dimensions from the data."""
-    kwargs = config.model.kwargs
-    return HeadConfig(
-        data.embed_dim,
-        data.pert_dim,
-        data.n_genes,
-        kwargs.hidden_dim,
-        kwargs.n_layers,
-        kwargs.n_heads,
-        kwargs.dropout,
-    )
 
 
 class TrialModule(lightning.LightningModule):

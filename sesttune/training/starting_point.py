@@ -15,7 +15,7 @@ from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import check_shapes
 from sesttune.model.st_head import STHead
-from sesttune.training.module import head_config
+from sesttune.training.head_size import head_config
 from sesttune.training.saving import read_training_state
 
 FIXED = ("hidden_dim", "n_layers", "n_heads")

@@ -9,7 +9,7 @@ from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import load_state, read_checkpoint
 from sesttune.model.st_head import STHead
-from sesttune.training.module import head_config
+from sesttune.training.head_size import head_config
 from sesttune.training.records import BEST, LAST, TrialRecord
 
 

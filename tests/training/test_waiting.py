@@ -16,7 +16,8 @@ from sesttune.data.sampling import fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import TrialCallback
-from sesttune.training.module import TrialModule, head_config
+from sesttune.training.head_size import head_config
+from sesttune.training.module import TrialModule
 from sesttune.training.trial import run_trial
 
 
