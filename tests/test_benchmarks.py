@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,7 +32,6 @@ def test_the_attention_benchmark_rates_each_way_and_says_how_exact_it_is() -> No
         assert float(row.split()[-1]) < (1e-5 if row.startswith("float32") else 1e-2)
 
 
-@pytest.mark.slow
 def test_the_benchmark_of_ways_to_compute_a_step_says_what_each_costs_and_errs() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "step_variants.py", "--device", "cpu"]
     more = ["--sets", "2", "--cells", "8", "--genes", "60", "--hidden-dim", "16"]

@@ -1,9 +1,8 @@
-"""The demo sweep as a user runs it: real Ray, real encoder, real MLflow on SQLite."""
+"""The demo as a user runs it, a shorter sweep of it, killed once: real Ray, encoder and MLflow."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ SHORT_SPACE = """\
 searcher: gp
 num_trials: 4
 parameters:
-  training.lr: {type: loguniform, low: 1.0e-4, high: 1.0e-2}
+  training.lr: {type: loguniform, low: 3.0e-3, high: 1.0e-2}
   training.max_steps: {type: choice, values: [200, 240]}
 """
 
@@ -43,7 +42,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(folder: Path) -> str:
-    done = sesttune(folder, "sesttune.sweep", "name=first", f"data.cache_dir={folder}/cache")
+    """What `--resume` prints of a sweep whose driver was killed with trials under way."""
+    run = folder / "outputs" / "first"
+    (folder / "short.yaml").write_text(SHORT_SPACE)
+    command = [sys.executable, "-m", "sesttune.sweep", "name=first", "sweep.space=short.yaml"]
+    command += ["sweep.seeds=1", "sweep.extend_to=[]", f"data.cache_dir={folder}/cache"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while len([r for r in list_trials(run) if len(read_metrics(r.folder)) >= 4]) < 2:
+        assert process.poll() is None, "the sweep ended before it was killed"
+        assert time.monotonic() < deadline, "the sweep did not get there"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert not (run / "result.json").exists()
+    before = {r.id: [r.params, read_metrics(r.folder)] for r in list_trials(run)}
+    (folder / "before.json").write_text(json.dumps(before))
+    done = sesttune(folder, "sesttune.sweep", "--resume", "first")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,41 +69,36 @@ def client(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
 
 
-def test_the_output_tells_all_a_user_needs(output: str) -> None:
-    assert "running the bundled demo" in output
-    assert "demo-encoder (random weights)" in output
+def test_a_killed_sweep_is_resumed_where_it_was(folder: Path, output: str) -> None:
     assert "leaderboard of first" in output
     assert "verdict:" in output
-    assert "sesttune ui output_dir=outputs" in output
-    assert "sesttune promote --sweep first --output-dir outputs" in output
-
-
-def test_asha_stopped_a_trial_and_the_best_beats_the_baselines(folder: Path, output: str) -> None:
-    run = folder / "outputs" / "first"
-    records = list_trials(run)
-    search = [record for record in records if "training.replicate" not in record.params]
-    assert len(search) == 8
-    assert len(records) > 8, "the finalists were repeated"
+    records = list_trials(folder / "outputs" / "first")
+    assert len(records) == 4
     assert all(record.finished and record.status != "failed" for record in records)
-    assert any((record.stop_reason or "").startswith("asha") for record in records)
-    best = min(read_metrics(r.folder)[-1]["best_val_loss"] for r in records)
-    untrained = read_metrics(records[0].folder)[0]["val_loss"]
-    baselines = json.loads((run / "data.json").read_text())["baselines"]
-    assert best < 0.25 * untrained
-    assert best < 0.75 * baselines["mean_of_controls"]
+    before = json.loads((folder / "before.json").read_text())
+    for record in records:
+        lines = read_metrics(record.folder)
+        assert [line["step"] for line in lines] == [40 * i for i in range(len(lines))]
+        if record.id in before:
+            params, earlier = before[record.id]
+            assert record.params == params
+            # At most the interval under way was repeated: what was recorded stays.
+            assert lines[: len(earlier)] == earlier or lines[: len(earlier) - 1] == earlier[:-1]
 
 
 def test_mlflow_holds_every_trial_metric_and_checkpoint(folder: Path, output: str) -> None:
     store, run = client(folder), folder / "outputs" / "first"
     experiment = store.get_experiment_by_name("sesttune")
     runs = store.search_runs([experiment.experiment_id])
-    parent = next(r for r in runs if r.info.run_name == "first")
+    (parent,) = (r for r in runs if r.info.run_name == "first")
     children = {r.data.tags["trial"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
     assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
     assert {r.info.status for r in runs} == {"FINISHED"}
+    assert len(runs) == 1 + len(list_trials(run)), "no trial has two runs"
     kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
     assert {"leaderboard.csv", "report.html", "plots"} <= kept
-    assert len(store.list_artifacts(parent.info.run_id, "plots")) == 6
+    plots = {Path(kept.path).name for kept in store.list_artifacts(parent.info.run_id, "plots")}
+    assert plots == {path.name for path in (run / "plots").iterdir()} != set()
     assert f"report:    {run}/report.html" in output
     assert "demo-encoder (random weights)" in parent.data.tags["mlflow.note.content"]
     for record in list_trials(run):
@@ -268,48 +280,3 @@ def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output:
     assert done.returncode == 2
     assert "exists: choose another name=" in done.stderr
     assert (folder / "outputs" / "first" / "result.json").read_bytes() == before
-
-
-def test_resume_after_a_kill_of_the_driver(folder: Path, output: str) -> None:
-    run = folder / "outputs" / "killed"
-    (folder / "short.yaml").write_text(SHORT_SPACE)
-    command = [sys.executable, "-m", "sesttune.sweep", "name=killed", "sweep.space=short.yaml"]
-    command += ["sweep.seeds=1", "sweep.extend_to=[]", f"data.cache_dir={folder}/cache"]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:  # two trials well under way
-        begun = [r for r in list_trials(run) if len(read_metrics(r.folder)) >= 4]
-        if len(begun) >= 2:
-            break
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {r.id: (r.params, read_metrics(r.folder)) for r in list_trials(run)}
-    assert not (run / "result.json").exists()
-    done = sesttune(folder, "sesttune.sweep", "--resume", "killed")
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = list_trials(run)
-    searched = [record for record in records if "training.replicate" not in record.params]
-    assert len(searched) == 4
-    assert all(record.finished for record in records)
-    store = client(folder)
-    experiment = store.get_experiment_by_name("sesttune")
-    parents = store.search_runs([experiment.experiment_id], "attributes.run_name = 'killed'")
-    assert len(parents) == 1
-    children = store.search_runs(
-        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'"
-    )
-    assert len(children) == len(records), "no trial has two runs"
-    by_trial = {child.data.tags["trial"]: child for child in children}
-    for record in records:
-        lines = read_metrics(record.folder)
-        assert [line["step"] for line in lines] == [40 * i for i in range(len(lines))]
-        if record.id in before:
-            params, earlier = before[record.id]
-            assert record.params == params
-            # At most the interval under way was repeated: what was recorded stays.
-            assert lines[: len(earlier)] == earlier or lines[: len(earlier) - 1] == earlier[:-1]
-        history = store.get_metric_history(by_trial[record.id].info.run_id, "val_loss")
-        assert [m.step for m in history] == [line["step"] for line in lines]

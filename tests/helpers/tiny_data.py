@@ -61,6 +61,8 @@ class TinyData:
             "training.log_every_n_steps": 5,
             "training.ckpt_every_n_steps": 10,
             "training.device": "cpu",
+            # Each worker process takes some ten seconds of a core to start.
+            "sweep.max_concurrent": 1,
             **more,
         }
 

@@ -94,6 +94,7 @@ def in_a_process(words: list[str], cwd: Path, **env: str) -> "subprocess.Complet
     )
 
 
+@pytest.mark.slow
 def test_trials_run_on_the_cluster_with_paths_from_here(
     tiny: TinyData, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_modes_are_tried_for_trials_on_gpus_that_this_machine_need_not_have() ->
     assert modes_to_try(several, gpus=1.0) == ("default",)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")
 def test_a_broken_compiler_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That one that works is measured is tried where a run is planned."""

@@ -42,7 +42,7 @@ def test_trials_run_are_stopped_by_asha_and_one_that_fails_does_not_end_the_swee
         model__kwargs__n_heads=choice(2, 4),
     )
     # One at a time, in an order that has the good learning rate first.
-    config = with_point(config, {"sweep.max_concurrent": 1, "sweep.seed": 11})
+    config = with_point(config, {"sweep.seed": 11})
     heard = Heard()
     outcome = run_sweep(tmp_path, config, space, manifest, [heard])
     records = {record.id: record for record in list_trials(tmp_path)}

@@ -55,9 +55,7 @@ def test_a_killed_worker_is_started_once_more_and_its_trial_continues(tiny, ray,
                 os.kill(metrics["pid"], signal.SIGKILL)
 
     config, manifest = tiny
-    config = with_point(
-        config, {"sweep.max_concurrent": 1, "sweep.asha": False, "training.max_steps": 30}
-    )
+    config = with_point(config, {"sweep.asha": False, "training.max_steps": 30})
     heard = Killer()
     run_sweep(tmp_path, config, grid(training__lr=choice(1e-3, 2e-3)), manifest, [heard])
     first, second = list_trials(tmp_path)
@@ -70,11 +68,12 @@ def test_a_killed_worker_is_started_once_more_and_its_trial_continues(tiny, ray,
     assert second.stop_reason.startswith("error: the worker process was lost twice")
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_where_it_was(tiny, tmp_path):
     config, manifest = tiny
     config = with_point(config, {"training.max_steps": 2000, "sweep.asha": False})
-    # Four at once, and a schedule under which each trial is a training of its own; 002 is short.
-    config = with_point(config, {"training.patience": 1000, "sweep.cpus_per_trial": 0.5})
+    # Two at once, and a schedule under which each trial is a training of its own; 002 is short.
+    config = with_point(config, {"training.patience": 1000, "sweep.max_concurrent": 2})
     config = with_point(config, {"training.lr_schedule": "cosine"})
     space = (
         "searcher: grid\nparameters:\n"
@@ -139,7 +138,7 @@ def test_ctrl_c_lets_trials_validate_and_save_and_resume_goes_on(tiny, ray, tmp_
             self.note = text
 
     config, manifest = tiny
-    config = with_point(config, {"sweep.max_concurrent": 1, "training.max_steps": 30})
+    config = with_point(config, {"training.max_steps": 30})
     space = grid(training__lr=choice(1e-2, 1e-3))
     heard = Interrupter()
     with pytest.raises(KeyboardInterrupt):
@@ -157,13 +156,12 @@ def test_ctrl_c_lets_trials_validate_and_save_and_resume_goes_on(tiny, ray, tmp_
 @pytest.mark.slow
 def test_a_worker_that_does_not_let_go_of_its_last_trial_costs_no_trial(tiny, tmp_path):
     """No time is given to a stopped trial to close, so Ray fails to reuse its worker."""
-    config = with_point(tiny[0], {"sweep.max_concurrent": 1})
     space = (
         "searcher: grid\nparameters:\n"
         "  training.lr: {type: choice, values: [1e-2, 3e-6, 2e-6, 1e-6]}\n"
     )
     no_time = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "0"}
-    driver = start_driver(tmp_path, config, space, tiny[1], **no_time)
+    driver = start_driver(tmp_path, tiny[0], space, tiny[1], **no_time)
     error = driver.communicate(timeout=300)[1]
     assert driver.returncode == 0, error
     assert "Could not re-use actor" in error, "each worker let go in time"

@@ -63,6 +63,7 @@ def stop_at_ten(line: dict[str, float]) -> None:
         raise Stop
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_second_process_goes_on_bit_for_bit_and_compiles_nothing(
     tiny: TinyData, tmp_path: Path, cache: Path
