@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sesttune.errors import UserError
+from sesttune.errors import UserError, not_a_file
 
 
 def read_features(path: Path) -> dict[str, np.ndarray]:
@@ -16,7 +16,7 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
     """
     key = "data.kwargs.perturbation_features_file"
     if not path.is_file():
-        raise UserError(f"{key}: {path} does not exist")
+        raise UserError(f"{key}: {not_a_file(path)}")
     wanted = "it must hold a dict of perturbation name -> tensor, written by torch.save"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

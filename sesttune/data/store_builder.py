@@ -21,7 +21,7 @@ from sesttune.data.h5ad import H5adFile
 from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.data.value_scale import ValueScale, scale_notes
-from sesttune.errors import UserError
+from sesttune.errors import UserError, not_a_file
 
 STORE_VERSION = 6
 
@@ -161,7 +161,7 @@ def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: in
 def _read_gene_list(path: str) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"data.kwargs.gene_list: {file} does not exist")
+        raise UserError(f"data.kwargs.gene_list: {not_a_file(file)}")
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:

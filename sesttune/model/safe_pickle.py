@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sesttune.errors import UserError
+from sesttune.errors import UserError, not_a_file
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> Any:
     Raises UserError for a missing, truncated or foreign file.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+        raise UserError(f"checkpoint {not_a_file(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sesttune.atomic import write_text
-from sesttune.errors import UserError
+from sesttune.errors import UserError, not_a_file
 from sesttune.model.safe_pickle import plain, read_checkpoint
 
 KEY = "model.kwargs.se_checkpoint_path"
@@ -70,7 +70,7 @@ def find_files(
             raise UserError(f"{folder} holds several checkpoints ({names}): which one? set {KEY}")
         weights = found[0]
     if not weights.is_file():
-        raise UserError(f"{KEY}: {weights} does not exist")
+        raise UserError(f"{KEY}: {not_a_file(weights)}")
     if protein_embeddings is not None:
         proteins: Path | None = Path(protein_embeddings).expanduser()
         if proteins is not None and not proteins.is_file():
@@ -150,7 +150,7 @@ def _settings(
     """`pad_length` and `cls_token_idx`: from `config`, else as saved in the checkpoint."""
     if config is not None:
         if not config.is_file():
-            raise UserError(f"--config {config} does not exist")
+            raise UserError(f"--config {not_a_file(config)}")
         whole: Any = _from_yaml(config.read_text("utf-8", "replace"), config)
     elif isinstance(content.get("cfg_yaml"), str):
         whole = _from_yaml(content["cfg_yaml"], path)
