@@ -1,9 +1,8 @@
 """Read AnnData files block by block, whatever encoding they were written in.
 
-obs, var and obsm go through anndata's own element reader; a file of before anndata 0.7
-is refused, as its labels are codes into `uns`. X is streamed in row blocks so that a file
-larger than memory costs one block (a CSC matrix is the exception: it is read whole,
-because its rows are not contiguous).
+obs and var are read column by column (`h5ad_frame.py`), obsm by anndata's own reader. X is
+streamed in row blocks so that a file larger than memory costs one block (a CSC matrix is the
+exception: it is read whole, because its rows are not contiguous).
 """
 
 from collections.abc import Iterator
@@ -16,8 +15,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from sesttune.data.h5ad_frame import (
+    check_frame,
+    column_names,
+    read_column,
+    read_frame,
+    read_index,
+)
 from sesttune.data.splits import nearest
-from sesttune.errors import UserError
+from sesttune.errors import UserError, not_a_file
 
 BLOCK_ROWS = 4_096
 
@@ -32,7 +38,7 @@ class H5adFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"{self.path} does not exist")
+            raise UserError(not_a_file(self.path))
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
@@ -51,8 +57,6 @@ class H5adFile:
         except UserError:
             self._file.close()
             raise
-        self._obs: pd.DataFrame | None = None
-        self._var: pd.DataFrame | None = None
         self._csc: sparse.csr_matrix | None = None
 
     def __enter__(self) -> Self:
@@ -83,7 +87,7 @@ class H5adFile:
     @property
     def var_names(self) -> list[str]:
         """Gene names of the var index, in column order."""
-        return [str(name) for name in self.frame("var").index]
+        return [str(name) for name in read_index(self._file["var"], self.shape[1], self.path)]
 
     def unique_genes(self) -> list[str]:
         """`var_names`; raises UserError where a name occurs twice."""
@@ -108,16 +112,15 @@ class H5adFile:
 
     @property
     def obs_columns(self) -> list[str]:
-        return [str(column) for column in self.frame("obs").columns]
+        return column_names(self._file["obs"])
 
     def obs(self, column: str) -> np.ndarray:
         """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`."""
-        frame = self.frame("obs")
-        if column not in frame.columns:
+        if column not in self.obs_columns:
             raise UserError(
-                f"{self.path}: obs has no column '{column}'{nearest(column, list(frame.columns))}"
+                f"{self.path}: obs has no column '{column}'{nearest(column, self.obs_columns)}"
             )
-        values = frame[column]
+        values = pd.Series(read_column(self._file["obs"], column, self.n_cells, self.path))
         if values.isna().any():
             empty = int(values.isna().sum())
             raise UserError(
@@ -223,18 +226,11 @@ class H5adFile:
             sizes = {part: len(self._x[part]) for part in ("data", "indices", "indptr")}
             if sizes["data"] != sizes["indices"] or sizes["indptr"] != lines + 1:
                 raise UserError(f"{self.path}: X is damaged, its parts do not fit: {sizes}")
+        held = (self._x if self._encoding == "dense" else self._x["data"]).dtype
+        if held.kind not in "biuf":  # of complex numbers, h5py would give the real parts
+            raise UserError(f"{self.path}: X holds values of type {held}, not real numbers")
         for axis, which in enumerate(("obs", "var")):
-            frame = self._file[which]
-            if isinstance(frame, h5py.Dataset) or "_index" not in frame.attrs:
-                raise UserError(
-                    f"{self.path}: {which} is not as anndata 0.7 and later write it; write the "
-                    "file again (anndata.read_h5ad(FILE).write_h5ad(FILE))"
-                )
-            index = frame.get(frame.attrs["_index"])
-            if isinstance(index, h5py.Dataset) and len(index) != self.shape[axis]:
-                raise UserError(
-                    f"{self.path}: {which} has {len(index):,} rows, X is of {self.shape[axis]:,}"
-                )
+            check_frame(self._file[which], self.shape[axis], self.path)
 
     def refuse_negative(self, block: sparse.csr_matrix) -> None:
         """Raise UserError where a count is below zero (the encoder alone tolerates them)."""
@@ -256,19 +252,7 @@ class H5adFile:
 
     def frame(self, which: str) -> pd.DataFrame:
         """All of `obs` or `var`."""
-        from anndata.io import read_elem
-
-        cached = self._obs if which == "obs" else self._var
-        if cached is None:
-            try:
-                cached = read_elem(self._file[which])
-            except Exception as error:
-                raise UserError(f"{self.path}: cannot read {which}: {error}") from None
-            if which == "obs":
-                self._obs = cached
-            else:
-                self._var = cached
-        return cached
+        return read_frame(self._file[which], self.shape[which == "var"], self.path)
 
 
 def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -75,6 +75,44 @@ def test_empty_labels_are_refused(tmp_path: Path) -> None:
         file.obs("col")
 
 
+def test_a_column_that_cannot_be_read_stops_only_what_needs_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad", col=list("abcd"), odd=[1, 2, 3, 4], short=[1, 2, 3, 4])
+    with h5py.File(path, "r+") as file:
+        file["obs/odd"].attrs.update({"encoding-type": "of-tomorrow", "encoding-version": "9"})
+        attributes = dict(file["obs/short"].attrs)
+        del file["obs/short"]
+        file["obs/short"] = [1, 2, 3]
+        file["obs/short"].attrs.update(attributes)
+    with H5adFile(path) as file:
+        assert file.obs("col").tolist() == list("abcd")
+        assert file.obs_columns == ["col", "odd", "short"]
+        for column in ("odd", "short"):
+            named = rf"x.h5ad: obs column '{column}' cannot be read \(.+\): write it again, or drop"
+            with pytest.raises(UserError, match=named) as refused:
+                file.obs(column)
+            assert "\n" not in str(refused.value)
+        with pytest.raises(UserError, match="obs column 'odd' cannot be read"):
+            file.frame("obs")
+
+
+def test_labels_as_anndata_0_7_wrote_them(tmp_path: Path) -> None:
+    labels = pd.Categorical(["u", None, "u", "w"], categories=["w", "v", "u"], ordered=True)
+    path = write(tmp_path / "x.h5ad", col=["a"] * 4, number=[1.5, 2, 3, 4])
+    with h5py.File(path, "r+") as file:
+        frame = file["obs"]
+        frame.attrs["encoding-version"] = "0.1.0"
+        frame.attrs["column-order"] = ["number", "label"]
+        del frame["col"]
+        frame["__categories/label"] = labels.categories.to_numpy(dtype=object)
+        frame["__categories/label"].attrs["ordered"] = True
+        frame["label"] = labels.codes
+        frame["label"].attrs["categories"] = frame["__categories/label"].ref
+    with H5adFile(path) as file:
+        found = file.frame("obs")
+    assert found["label"].array.equals(labels)
+    pd.testing.assert_frame_equal(found, anndata.read_h5ad(path).obs)
+
+
 def test_infinite_labels_are_refused(tmp_path: Path) -> None:
     with (
         H5adFile(write(tmp_path / "x.h5ad", col=[1.0, np.inf, 2.0, 3.0])) as file,
@@ -137,6 +175,13 @@ def test_nan_values_are_refused(tmp_path: Path) -> None:
         list(file.iter_csr())
 
 
+@pytest.mark.parametrize("encode", [np.asarray, sparse.csr_matrix])
+def test_complex_values_are_refused(tmp_path: Path, encode: object) -> None:
+    path = write(tmp_path / "x.h5ad", encode(COUNTS * (1 + 1j)))  # type: ignore[operator]
+    with pytest.raises(UserError, match="x.h5ad: X holds values of type complex64, not real"):
+        H5adFile(path)
+
+
 def test_duplicate_genes_are_refused(tmp_path: Path) -> None:
     cells = anndata.AnnData(X=COUNTS, var=pd.DataFrame(index=["A", "B", "A", "C"]))
     cells.write_h5ad(tmp_path / "x.h5ad")
@@ -150,6 +195,8 @@ def test_duplicate_genes_are_refused(tmp_path: Path) -> None:
 def test_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone.h5ad does not exist"):
         H5adFile(tmp_path / "gone.h5ad")
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        H5adFile(tmp_path)
     (tmp_path / "text.h5ad").write_text("not hdf5")
     with pytest.raises(UserError, match="text.h5ad is not an HDF5 file"):
         H5adFile(tmp_path / "text.h5ad")
