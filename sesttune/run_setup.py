@@ -95,6 +95,25 @@ def prepare_run(
     return Run(folder, config, manifest, listed)
 
 
+def check_warm_up(config: Config, space: "SearchSpace | None" = None) -> None:
+    """Raise UserError where lr would never reach its value.
+
+    Of what a user asks for: a calibration, and the training of a version again, may be shorter.
+    """
+    training = config.training
+    found: tuple[int, int] | None = training.warmup_steps, training.max_steps
+    where, fix = "", "shorten it"
+    if space is not None:
+        found = space.ends_in_warm_up(config)
+        where = f"search space {space.source}: "
+        fix += ", or add the constraint 'warmup_steps < max_steps'"
+    if found is not None and found[0] >= found[1]:
+        raise UserError(
+            f"{where}training.warmup_steps={found[0]} lasts to the end of "
+            f"training.max_steps={found[1]}, and lr never reaches its value: {fix}"
+        )
+
+
 def _starting_state(config: Config, space: "SearchSpace | None") -> dict[str, Any] | None:
     """What trials go on from, if anything, checked as far as it can be without the data."""
     if config.model.checkpoint is None:

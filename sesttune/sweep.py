@@ -61,7 +61,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
             args.overrides.append(f"sweep.{name}={getattr(args, name)}")
     config = named(_configuration(args, console), "sweep")
     from sesttune.plan_run import plan_run
-    from sesttune.run_setup import prepare_run
+    from sesttune.run_setup import check_warm_up, prepare_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
     from sesttune.search.space_file import load_space
@@ -71,6 +71,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     fixed = [text.lstrip("+").partition("=")[0] for text in args.overrides]
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
+    check_warm_up(config, space)
     check_cluster(config)
     earlier = None
     if config.sweep.warm_start is not None:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from sesttune.machine import cores
-    from sesttune.run_setup import ensure_data, open_run, prepare_run
+    from sesttune.run_setup import check_warm_up, ensure_data, open_run, prepare_run
 
     # torch knows no quota, of a container or a batch job: its threads would wait for each other.
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")
         training = ensure_data(known, console)
     else:
+        check_warm_up(config)
         training = prepare_run(named(config, "train"), None, console)
     return train(training, console)
 

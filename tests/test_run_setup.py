@@ -43,6 +43,22 @@ def refused(main: Main, words: list[str], capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("main", [train.main, sweep.main])
+def test_a_warm_up_without_end_is_refused_before_the_data_are_read(
+    tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("parameters: {training.weight_decay: {type: choice, values: [0.0, 0.1]}}\n")
+    folders = {"output_dir": tmp_path / "outputs", "data.cache_dir": tmp_path / "cache"}
+    words = arguments(tiny, **folders, **{"training.warmup_steps": 20})
+    if main is sweep.main:
+        words += ["--space", str(space)]
+    line = refused(main, words, capsys)
+    assert "training.warmup_steps=20 lasts to the end of training.max_steps=20, and lr" in line
+    assert ("add the constraint 'warmup_steps < max_steps'" in line) == (main is sweep.main)
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize("main", [train.main, sweep.main])
 def test_a_starting_point_is_refused_before_the_data_are_read(
     tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
 ) -> None:

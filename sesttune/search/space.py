@@ -39,6 +39,7 @@ TUNABLE = (
 )
 SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
 HEADS = "model.kwargs.n_heads"
+WARM_UP, STEPS = "training.warmup_steps", "training.max_steps"
 _PROBES = 1_000
 """Random points tried to see that a space without end holds any that its constraints allow."""
 _LARGEST_GRID = 100_000
@@ -178,6 +179,23 @@ class SearchSpace:
         if self.constraints and not any(map(around.allows, around._some_points())):
             listed = ", ".join(f"'{constraint}'" for constraint in self.constraints)
             raise UserError(f"search space {self.source}: no point satisfies {listed}")
+
+    def ends_in_warm_up(self, config: Config) -> tuple[int, int] | None:
+        """`warmup_steps` and `max_steps` of a trial that would never leave its warm-up, if any.
+
+        Sought at the ends of both ranges, and among all points or many random ones.
+        """
+        own = {WARM_UP: config.training.warmup_steps, STEPS: config.training.max_steps}
+        corner = self._first(WARM_UP) if WARM_UP in self.parameters else {}
+        for key, end in ((WARM_UP, max), (STEPS, min)):
+            if key in self.parameters:
+                corner[key] = end(self.parameters[key].extremes())
+        around = self.on(config)
+        for point in itertools.chain([corner], self._some_points()):
+            found = {key: point.get(key, value) for key, value in own.items()}
+            if found[WARM_UP] >= found[STEPS] and around.allows(point):
+                return found[WARM_UP], found[STEPS]
+        return None
 
     def widest(self, config: Config) -> Point:
         """The widest and deepest head that a trial may have, as far as the space says.

@@ -135,6 +135,42 @@ def test_ranges_of_many_whole_numbers_are_drawn_from_and_not_listed():
         parse(ranges, searcher="grid")
 
 
+WARM = "training.warmup_steps"
+
+
+@pytest.mark.parametrize(
+    ("described", "constraint", "found"),
+    [
+        ({WARM: [0, 500], "training.max_steps": [400, 1000]}, None, (500, 400)),
+        ({WARM: [0, 500], "training.max_steps": [500, 1000]}, None, (500, 500)),
+        ({WARM: [0, 500]}, None, (500, 300)),
+        ({"training.max_steps": [90, 110]}, None, (100, 90)),
+        ({"training.max_steps": [101, 110]}, None, None),
+        ({WARM: [0, 500], "training.max_steps": [400, 1000]}, "warmup_steps < max_steps", None),
+        (
+            {WARM: [0, 500], "training.max_steps": [400, 500]},
+            "warmup_steps <= max_steps",
+            (500, 500),
+        ),
+    ],
+)
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_trial_that_would_end_in_its_warm_up_is_found(described, constraint, found, endless):
+    ranges = {key: {"type": "choice", "values": values} for key, values in described.items()}
+    if endless:
+        ranges["training.lr"] = LR
+    space = parse(ranges, constraints=[constraint] if constraint else [])
+    config = load_config(["training.warmup_steps=100", "training.max_steps=300"])
+    assert space.ends_in_warm_up(config) == found
+
+
+def test_a_warm_up_at_the_end_of_a_wide_range_is_found():
+    wide = {"type": "int", "low": 0, "high": 5000}
+    steps = {"type": "choice", "values": [20_000, 5000]}
+    space = parse({WARM: wide, "training.max_steps": steps, "training.lr": LR})
+    assert space.ends_in_warm_up(load_config()) == (5000, 5000)
+
+
 def test_a_grid_over_a_real_range_is_refused_wherever_the_grid_is_asked_for():
     with pytest.raises(UserError, match=r"training.lr is a loguniform range"):
         parse({"training.lr": LR}, searcher="grid")
