@@ -80,22 +80,23 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     point = dict(parse_override(text) for text in args.overrides)
     if point:  # the model's genes are compared by name, which says more than their number
         point |= {"model.kwargs.input_dim": None, "model.kwargs.output_dim": None}
-    own = None
+    own = genes = None
     if known is None:
         model = stored_model(args.model, uri)
-        config = with_point(model.config, point)
-        data = prepared_data(config, console)
     else:
         record = chosen_trial(known, args.trial)
         own = run_data(known, console)
         model = trial_model(known, record, args.step, own)
-        config = with_point(model.config, point)
-        data = prepared_data(config, console) if point else own
+    config = with_point(model.config, point)
+    data = own if own is not None and not point else prepared_data(config, console)
+    if data.store.genes != model.about["genes"] and "data.kwargs.gene_list" not in point:
+        genes = model.about["genes"]  # of files that have more, or in another order
+        data = prepared_data(config, console, genes=genes)
     split = args.split or held_out_split(data)
     models = {"model": model}
     if args.against is not None:
         models["against"] = stored_model(args.against, uri)
-    scores = evaluate_models(models, data, config, split, console)
+    scores = evaluate_models(models, data, config, split, console, genes)
     console.print(heading(model, split, data), highlight=False, soft_wrap=True)
     if data.fingerprint != model.about["data_fingerprint"]:
         console.print(_other_data(own, data, split), highlight=False, soft_wrap=True)

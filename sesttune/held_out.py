@@ -110,11 +110,12 @@ def evaluate_models(
     config: "Config",
     split: str,
     console: Console,
+    genes: list[str] | None = None,
 ) -> "pd.DataFrame":
     """Scores of the models and of the baselines (`evaluation/scores.py`), all on `data`.
 
-    The first model's loss and set length serve for all. Raises UserError where a model cannot see
-    these data.
+    The first model's loss and set length serve for all; `genes` are what `data` were prepared
+    with. Raises UserError where a model cannot see these data.
     """
     from sesttune.data.sampling import fixed_sets
     from sesttune.evaluation.baselines import baseline_predictors
@@ -126,13 +127,19 @@ def evaluate_models(
     sets = fixed_sets(data, split, kwargs.st_cell_set_len, seed)
     predictors = {}
     for name, model in models.items():
-        seen = _as_seen_by(model, data, config, console)
+        seen = _as_seen_by(model, data, config, console, genes)
         predictors[name] = head_predictor(model.head, seen.controls, seen.features)
     predictors |= baseline_predictors(data, seed)
     return score(data, split, sets, predictors, loss_function(kwargs.loss))
 
 
-def _as_seen_by(model: Model, data: "TrialData", config: "Config", console: Console) -> "TrialData":
+def _as_seen_by(
+    model: Model,
+    data: "TrialData",
+    config: "Config",
+    console: Console,
+    genes: list[str] | None,
+) -> "TrialData":
     """The same cells with the control embeddings and features that `model` was made for."""
     from omegaconf import OmegaConf
 
@@ -148,7 +155,7 @@ def _as_seen_by(model: Model, data: "TrialData", config: "Config", console: Cons
     shared = [k for k in known_keys() if k.startswith("data.") and k not in own]
     shared.append("training.train_seed")  # it may choose the validation conditions
     point = {key: OmegaConf.select(settings, key) for key in shared}
-    seen = prepared_data(with_point(model.config, point), console)
+    seen = prepared_data(with_point(model.config, point), console, genes=genes)
     then = model.about["encoder"]
     same_cells = model.about["data_fingerprint"] == data.fingerprint
     if other_embeddings(then, seen.encoder, same_cells):

@@ -178,8 +178,13 @@ def _refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
         )
 
 
-def prepared_data(config: Config, console: Console, runner: Runner = encode_here) -> "TrialData":
-    """Check the data and build what is not cached, with progress bars on a terminal."""
+def prepared_data(
+    config: Config,
+    console: Console,
+    runner: Runner = encode_here,
+    genes: list[str] | None = None,
+) -> "TrialData":
+    """Check the data and build what is not cached (see `prepare`), with bars on a terminal."""
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_encoder import SEEncoder
     from sesttune.out_of_memory import give_back
@@ -196,7 +201,7 @@ def prepared_data(config: Config, console: Console, runner: Runner = encode_here
         )
 
     with progress_bars(console) as show:
-        manifest = prepare(config, encoder, show, runner)
+        manifest = prepare(config, encoder, show, runner, genes)
     give_back()  # what encoding took of a GPU, for the trials, which are other processes
     return TrialData.open(manifest)
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import anndata
 import pandas as pd
 import pytest
 from helpers.trained_runs import GOOD, POOR, write_trained
@@ -95,6 +96,30 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
     assert "it may have been trained on some of these" in shown
     assert call(outputs, "--sweep", POOR, there) == 0
     assert "1 of these 8 conditions were in its training" in capsys.readouterr().out
+
+
+def test_other_data_may_have_more_genes_and_in_another_order(
+    outputs: Path, poor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = outputs.parent
+    for name in ("alpha", "beta", "gamma"):
+        cells = anndata.read_h5ad(whole / f"{name}.h5ad")
+        extra = anndata.AnnData(cells.X[:, :1] * 0, cells.obs, pd.DataFrame(index=["odd"]))
+        more = anndata.concat([extra, cells[:, ::-1]], axis=1, merge="first")
+        more.obsm = cells.obsm
+        more.write_h5ad(tmp_path / f"{name}.h5ad")
+    (tmp_path / "split.toml").write_text((whole / "split.toml").read_text())
+    there = f"data.kwargs.toml_config_path={tmp_path / 'split.toml'}"
+    shown = []
+    for more_arguments in ((), (there,)):
+        assert call(outputs, "--model", str(poor), *more_arguments) == 0
+        shown.append(row(capsys.readouterr().out, "model"))
+    assert shown[0] == shown[1]
+    cells = anndata.read_h5ad(tmp_path / "beta.h5ad")
+    cells[:, 1:40].copy().write_h5ad(tmp_path / "beta.h5ad")
+    assert call(outputs, "--model", str(poor), there) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "beta.h5ad lacks 21 of the 60 genes that are asked for" in line
 
 
 def test_a_folder_is_not_shown_other_embeddings_of_the_same_cells(

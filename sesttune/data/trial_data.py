@@ -117,9 +117,11 @@ def prepare(
     load_encoder: Callable[[], Encoder],
     progress: Progress = no_progress,
     runner: Runner = encode_here,
+    genes: list[str] | None = None,
 ) -> Path:
     """Check the data, build what is not cached, and return the manifest's path.
 
+    `genes` fixes the store's genes and their order; None takes those that the settings say.
     `load_encoder` is called only where `data.kwargs.embed_key` is not set; the encoder's
     weights are needed only on a cache miss, and `runner` then does the encoding. Raises
     UserError for every fault of the input.
@@ -138,7 +140,7 @@ def prepare(
     encoder = load_encoder() if kwargs.embed_key is None else None
     cache = Path(config.data.cache_dir).expanduser().absolute()
     files = [SourceFile(p, name) for name, paths in split_file.datasets.items() for p in paths]
-    store = build_store(files, kwargs, cache, progress)
+    store = build_store(files, kwargs, cache, progress, genes)
     _check_dim("input_dim", config.model.kwargs.input_dim, store.n_genes)
     _check_dim("output_dim", config.model.kwargs.output_dim, store.n_genes)
     notes = list(store.notes)
