@@ -145,6 +145,7 @@ def _as_seen_by(
 
     from sesttune.config.load import known_keys, with_point
     from sesttune.data.identity import other_embeddings
+    from sesttune.data.value_scale import unlike_training
     from sesttune.run_setup import prepared_data
 
     if model.about["genes"] != data.store.genes:
@@ -165,6 +166,9 @@ def _as_seen_by(
             if then["sha256"]
             else f"{model.label} was trained with {then['label']}, but these hold other embeddings"
         )
+    told = unlike_training(data.store.counts_a_cell, model.about.get("counts_a_cell", ()))
+    if told is not None:
+        console.print(f"warning: {model.label}: {told}", highlight=False, soft_wrap=True)
     if seen.store.fingerprint != data.store.fingerprint:
         raise UserError(f"{model.label} cannot be shown the same cells")
     return seen

@@ -30,6 +30,7 @@ FLAGS = {
 }
 
 FIXED = {
+    "dataset 'input', cell type": "--adata: cell type",
     "set data.kwargs.control_pert": "the model's controls are called so: label these the same",
     "set data.kwargs.counts=raw if these are counts": "give counts, or log1p values of counts",
     ", or set data.kwargs.embed_key=null to compute the embeddings": "",
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seed {args.seed} must not be negative")
     check_output(args.output, (".h5ad",), source=args.adata)
     from sesttune.config.load import from_dict, load_config
+    from sesttune.data.trial_data import describe_genes, describe_pairing
     from sesttune.model.head_checkpoint import import_head
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
@@ -67,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
         check_vcc(args.adata, config.data.kwargs)
     features = _features(folder, args.features, about["head"]["pert_dim"])
     store, controls = _read_cells(args, config, about, set(features))
+    pairing = describe_pairing(store, config.data.kwargs.batch_col)
+    for line in (*describe_genes(controls.gene_reports), *pairing):
+        print(line)
     if store.is_control.all():
         raise UserError(f"--adata {args.adata} holds control cells alone: nothing to predict")
     predicted = without_x(args.adata, about)
@@ -105,6 +110,7 @@ def _read_cells(
     """The input as a cell store of the model's genes, its controls encoded."""
     from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
     from sesttune.data.store_builder import SourceFile, build_store
+    from sesttune.data.value_scale import unlike_training
     from sesttune.model.se_encoder import SEEncoder
 
     cache = Path(config.data.cache_dir).expanduser().absolute()
@@ -112,6 +118,9 @@ def _read_cells(
     with settings_as_flags(FIXED):
         store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
     print("\n".join(store.notes))
+    told = unlike_training(store.counts_a_cell, about.get("counts_a_cell", ()))
+    if told is not None:
+        print(f"warning: --adata {args.adata}: {told}", file=sys.stderr)
     lacking = sorted({n for n in store.names["pert"] if n != store.control_pert} - known)
     if lacking:
         raise UserError(

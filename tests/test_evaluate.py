@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.trained_runs import GOOD, POOR, write_trained
@@ -113,9 +114,17 @@ def test_other_data_may_have_more_genes_and_in_another_order(
     shown = []
     for more_arguments in ((), (there,)):
         assert call(outputs, "--model", str(poor), *more_arguments) == 0
-        shown.append(row(capsys.readouterr().out, "model"))
+        told = capsys.readouterr().out
+        assert "another scale" not in told
+        shown.append(row(told, "model"))
     assert shown[0] == shown[1]
     cells = anndata.read_h5ad(tmp_path / "beta.h5ad")
+    x = cells.X.toarray()
+    cells.X = np.log1p(x / x.sum(1, keepdims=True) * 2_500)
+    cells.write_h5ad(tmp_path / "beta.h5ad")
+    assert call(outputs, "--model", str(poor), there) == 0
+    told = "2,500 counts a cell, where the model was trained on 10,000"
+    assert f"warning: {poor}: these cells are on another scale: {told}" in capsys.readouterr().out
     cells[:, 1:40].copy().write_h5ad(tmp_path / "beta.h5ad")
     assert call(outputs, "--model", str(poor), there) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -1,5 +1,6 @@
 """What `sesttune predict` takes, and what it refuses in a line, before it reads a cell."""
 
+import json
 from pathlib import Path
 
 import anndata
@@ -48,6 +49,36 @@ def test_only_obs_and_var_of_the_input_must_be_readable(tmp_path: Path) -> None:
     assert predicted.obs.equals(plain.obs)
     assert predicted.obs["target_gene"].to_list() == labels
     assert predicted.var_names.to_list() == genes
+
+
+def test_what_the_predictions_rest_on_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.kwargs.embed_key": "X_tiny", "data.cache_dir": str(tmp_path / "cache")}
+    head = tmp_path / "head"
+    promoted(head, **settings)
+    about = json.loads((head / "head.json").read_text())
+    (head / "head.json").write_text(json.dumps(about | {"counts_a_cell": [10_000, 10_000]}))
+    rng, genes = np.random.default_rng(0), [f"G{i}" for i in range(SIZES.output_dim)]
+    source = write_cells(tmp_path / "in.h5ad", rng, [CONTROL] * 10 + ["P1"] * 5, "alpha", genes)
+    arguments = ["--model", str(head), "--adata", str(source), "--output", str(tmp_path / "o.h5ad")]
+    cells = anndata.read_h5ad(source)
+    cells.obsm["X_tiny"] = rng.normal(size=(15, SIZES.embed_dim)).astype(np.float32)
+    cells.obs["batch_var"] = ["b0"] * 12 + ["b1"] * 3
+    x = cells.X.toarray()
+    for total, warned in ((10_000, False), (2_500, True)):
+        cells.X = np.log1p(x / x.sum(1, keepdims=True) * total)
+        cells.write_h5ad(source)
+        assert run(predict.main, arguments) == 0
+        told = capsys.readouterr()
+        assert "3 of 5 perturbed cells have no control of their batch_var" in told.out
+        said = "2,500 counts a cell, where the model was trained on 10,000"
+        assert (said in told.err) == warned
+    cells.obs["cell_type"] = ["alpha"] * 12 + ["beta"] * 3
+    cells.write_h5ad(source)
+    line = refused(capsys, head, "--adata", str(source))
+    assert "--adata: cell type 'beta' has no control cells" in line
+    assert "leave its cells out of the file" in line
 
 
 def test_what_the_model_fixes_is_not_to_be_set(

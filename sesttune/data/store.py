@@ -9,6 +9,7 @@ expression when cells are densified (`rows.py`), which is the only thing trainin
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ class CellStore:
         self.genes: list[str] = about["genes"]
         self.fingerprint: str = about["fingerprint"]
         self.control_pert: str = about["control_pert"]
-        self.files: list[dict[str, object]] = about["files"]
+        self.files: list[dict[str, Any]] = about["files"]
         self.notes: list[str] = about["notes"]
         self.n_genes = len(self.genes)
         self.indptr = np.load(folder / "indptr.npy")
@@ -52,6 +53,12 @@ class CellStore:
     def key(self) -> str:
         """The name of the store's folder."""
         return self.folder.name
+
+    @property
+    def counts_a_cell(self) -> list[float]:
+        """Least and most counts a cell behind the values of a file; [] where that is not known."""
+        found = [float(sum_) for file in self.files if (sum_ := file.get("counts_a_cell"))]
+        return [min(found), max(found)] if found else []
 
     @cached_property
     def is_control(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.data.value_scale import ValueScale, scale_notes
 from sesttune.errors import UserError, not_a_file
 
-STORE_VERSION = 6
+STORE_VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def _write(
             raw_scale = np.where(sums > 0, kwargs.target_sum / np.maximum(sums, 1e-30), 1.0)
             obs["scale"] = (raw_scale if kind == "raw" else np.zeros_like(sums)).astype(np.float32)
             frames.append(obs)
-            described.append({"path": str(source.path.resolve()), "values": kind})
+            about_file = {"path": str(source.path.resolve()), "values": kind}
+            depth = scale.sum_of_a_cell(kwargs.target_sum)
+            described.append({**about_file, "counts_a_cell": depth})
             notes.append(f"{source.path.name}: {len(obs):,} cells, {scale}")
     notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
@@ -246,5 +248,6 @@ def _check_contexts(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
         if not control[group.index].any():
             raise UserError(
                 f"dataset '{dataset}', cell type '{cell_type}' has no control cells "
-                f"({kwargs.pert_col}={kwargs.control_pert}); leave it out of [datasets] or add some"
+                f"({kwargs.pert_col}={kwargs.control_pert}): add some, or leave its cells out of "
+                "the file"
             )

@@ -159,12 +159,12 @@ def prepare(
     else:
         assert kwargs.embed_key is not None
         controls = control_embeddings_from_obsm(store, kwargs.embed_key, cache)
-    notes += _describe_genes(controls.gene_reports)
+    notes += describe_genes(controls.gene_reports)
     notes.append(
         f"{len(controls.matrix):,} control cells embedded by {controls.encoder['label']} "
         f"({controls.embed_dim} values each)"
     )
-    notes += [_describe_splits(splits), *_describe_pairing(store, kwargs.batch_col)]
+    notes += [_describe_splits(splits), *describe_pairing(store, kwargs.batch_col)]
     matrix = feature_matrix(features, store.names["pert"])
     listed = sorted((*condition, split) for condition, split in splits.items())
     about = {
@@ -219,7 +219,7 @@ def _check_dim(name: str, expected: int | None, found: int) -> None:
         )
 
 
-def _describe_genes(reports: dict[str, str]) -> list[str]:
+def describe_genes(reports: dict[str, str]) -> list[str]:
     """One line for all files that matched alike."""
     alike: dict[str, list[str]] = {}
     for path, report in reports.items():
@@ -238,7 +238,7 @@ def _describe_splits(splits: dict[tuple[str, str, str], str]) -> str:
     return f"conditions (cell type × perturbation): {', '.join(counts)}"
 
 
-def _describe_pairing(store: CellStore, batch_col: str) -> list[str]:
+def describe_pairing(store: CellStore, batch_col: str) -> list[str]:
     """A line where the pairing of `sampling.ControlPool` has to leave the batch."""
     context = store.dataset.astype(np.int64) * len(store.names["cell_type"]) + store.cell_type
     batch = context * len(store.names["batch"]) + store.batch

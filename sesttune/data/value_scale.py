@@ -77,6 +77,23 @@ def scale_notes(files: Sequence[ValueScale], target_sum: float) -> list[str]:
     ]
 
 
+def unlike_training(here: Sequence[float], trained: Sequence[float]) -> str | None:
+    """What is to be said where cells lie on another scale than those that a model learnt from.
+
+    Both are `CellStore.counts_a_cell`, empty where it is not known.
+    """
+    if not here or not trained:
+        return None
+    if here[-1] <= UNLIKE * trained[-1] and UNLIKE * here[0] >= trained[0]:
+        return None
+    other = here[-1] if here[-1] > UNLIKE * trained[-1] else here[0]
+    own = " to ".join(f"{counts:,.0f}" for counts in dict.fromkeys(trained))
+    return (
+        f"these cells are on another scale: {other:,.0f} counts a cell, where the model was "
+        f"trained on {own}, and predicts such; give log1p values of as many"
+    )
+
+
 def _starts(block: sparse.csr_matrix) -> np.ndarray:
     """Where the rows that hold anything begin."""
     starts: np.ndarray = block.indptr[:-1][np.diff(block.indptr) > 0]

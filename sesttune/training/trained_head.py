@@ -33,6 +33,7 @@ def trained_head(
         "encoder": dict(content["encoder"]),
         "data_fingerprint": data.fingerprint,
         "genes": data.store.genes,
+        "counts_a_cell": data.store.counts_a_cell,
     }
     return head.eval(), about
 

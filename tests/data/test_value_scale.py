@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import anndata
@@ -8,7 +9,7 @@ from scipy import sparse
 
 from sesttune.config.schema import DataKwargs
 from sesttune.data.store_builder import SourceFile, build_store
-from sesttune.data.value_scale import ValueScale, scale_notes
+from sesttune.data.value_scale import ValueScale, scale_notes, unlike_training
 
 KWARGS = DataKwargs()
 
@@ -38,6 +39,35 @@ def test_of_a_single_scale_nothing_is_told(tmp_path: Path) -> None:
     log1p_of(path, 1_500)
     notes = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes
     assert notes == ["beta.h5ad: 100 cells, log1p values of 1,500 counts a cell"]
+
+
+@pytest.mark.parametrize(
+    ("here", "trained", "told"),
+    [
+        ([10_000, 10_000], [10_000, 10_000], None),
+        ([7_000, 14_000], [10_000, 10_000], None),
+        ([2_500, 10_000], [2_500, 10_000], None),
+        (
+            [2_500, 10_000],
+            [10_000, 10_000],
+            "2,500 counts a cell, where the model was trained on 10,",
+        ),
+        ([10_000, 10_000], [2_500, 4_000], "10,000 counts a cell, where .* on 2,500 to 4,000, and"),
+        ([], [10_000, 10_000], None),
+        ([10_000, 10_000], [], None),
+    ],
+)
+def test_what_is_said_of_cells_unlike_those_of_training(here, trained, told):
+    found = unlike_training(here, trained)
+    assert found is None if told is None else re.search(told, found)
+
+
+def test_a_store_knows_the_counts_of_a_cell(tmp_path: Path) -> None:
+    files = write_tiny(tmp_path).files
+    log1p_of(files["beta"], 1_500)
+    sources = [SourceFile(files[name], "t") for name in ("alpha", "beta")]
+    found = build_store(sources, KWARGS, tmp_path / "c").counts_a_cell
+    assert found == [pytest.approx(1_500), 10_000]
 
 
 def test_a_file_without_values_has_no_scale() -> None:
