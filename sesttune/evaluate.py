@@ -25,7 +25,7 @@ SHOWN = 5
 
 def main(argv: Sequence[str]) -> int:
     """Score a model on the held-out conditions of its data, beside the mean baselines."""
-    from sesttune.held_out import add_trial_arguments
+    from sesttune.held_out import PLACES, add_trial_arguments
 
     parser = argparse.ArgumentParser("sesttune evaluate", description=main.__doc__)
     parser.add_argument("--model", help="models:/se-st@champion, or a folder with head.json")
@@ -38,7 +38,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
     parser.add_argument(
-        "overrides", nargs="*", metavar="data.KEY=value", help="other data than the model's own"
+        "overrides",
+        nargs="*",
+        metavar="data.KEY=value",
+        help="other data than the model's own, or where they lie now; also the encoder's "
+        "model.kwargs.se_model_path and se_checkpoint_path",
     )
     args = parser.parse_intermixed_args(argv)
     if (args.model is None) == (args.sweep is None):
@@ -47,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--trial and --step go with --sweep, not with --model")
     if args.output is not None:
         check_output(args.output, (".csv",))
-    wrong = [text for text in args.overrides if not text.lstrip("+").startswith("data.")]
+    keys = [text.lstrip("+").partition("=")[0] for text in args.overrides]
+    wrong = [key for key in keys if not key.startswith("data.") and key not in PLACES]
     if wrong:
         raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")
     if args.cell_eval is not None:
@@ -87,7 +92,7 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
         record = chosen_trial(known, args.trial)
         own = run_data(known, console)
         model = trial_model(known, record, args.step, own)
-    config = with_point(model.config, point)
+    config, model = with_point(model.config, point), model.found_at(point)
     data = own if own is not None and not point else prepared_data(config, console)
     if data.store.genes != model.about["genes"] and "data.kwargs.gene_list" not in point:
         genes = model.about["genes"]  # of files that have more, or in another order

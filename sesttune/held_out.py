@@ -6,7 +6,7 @@ another encoder or other perturbation features, sees them through its own.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.console import Console
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from rich.table import Table
 
@@ -32,19 +33,40 @@ HEADINGS = {
 }
 
 
+PLACES = (
+    "data.kwargs.embed_key",
+    "data.kwargs.perturbation_features_file",
+    "model.kwargs.se_model_path",
+    "model.kwargs.se_checkpoint_path",
+)
+"""Where a model finds its inputs; that they are those it learnt from is checked."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """A head in eval mode, what it is called, and how it was made (as `head.json` says)."""
+    """A head in eval mode, what it is called, and how it was made (as `head.json` says).
+
+    `vectors`: name -> float32 [pert_dim] of the perturbations that came with it.
+    """
 
     label: str
     head: "STHead"
     about: dict[str, Any]
+    vectors: Mapping[str, "np.ndarray"] = field(default_factory=dict)
 
     @property
     def config(self) -> "Config":
         from sesttune.config.load import from_dict
 
         return from_dict(self.about["config"])
+
+    def found_at(self, places: Mapping[str, object]) -> "Model":
+        """The same with its inputs elsewhere; of dotted keys and values those in `PLACES` count."""
+        from sesttune.config.load import to_dict, with_point
+
+        own = {key: value for key, value in places.items() if key in PLACES}
+        config = to_dict(with_point(self.config, own))
+        return replace(self, about={**self.about, "config": config})
 
 
 def add_trial_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -92,11 +114,12 @@ def trial_model(run: "Run", record: "TrialRecord", step: int | None, data: "Tria
 
 def stored_model(model: str, uri: str) -> Model:
     """`models:/NAME@ALIAS` of the registry at `uri`, or a folder with `head.json`."""
-    from sesttune.model.head_checkpoint import import_head
+    from sesttune.model.head_checkpoint import import_head, read_vectors
     from sesttune.tracking.registry import fetch_model
 
-    head, about = import_head(fetch_model(model, uri))
-    return Model(model, head, about)
+    folder = fetch_model(model, uri)
+    head, about = import_head(folder)
+    return Model(model, head, about, read_vectors(folder))
 
 
 def held_out_split(data: "TrialData") -> str:
@@ -152,8 +175,7 @@ def _as_seen_by(
         raise UserError(f"{model.label} predicts other genes than these data have")
     _refuse_another_scale(model, data, config)
     settings = OmegaConf.structured(config)
-    own = ("data.kwargs.embed_key", "data.kwargs.perturbation_features_file")
-    shared = [k for k in known_keys() if k.startswith("data.") and k not in own]
+    shared = [k for k in known_keys() if k.startswith("data.") and k not in PLACES]
     shared.append("training.train_seed")  # it may choose the validation conditions
     point = {key: OmegaConf.select(settings, key) for key in shared}
     seen = prepared_data(with_point(model.config, point), console, genes=genes)
@@ -166,12 +188,28 @@ def _as_seen_by(
             if then["sha256"]
             else f"{model.label} was trained with {then['label']}, but these hold other embeddings"
         )
+    _refuse_other_vectors(model, seen)
     told = unlike_training(data.store.counts_a_cell, model.about.get("counts_a_cell", ()))
     if told is not None:
         console.print(f"warning: {model.label}: {told}", highlight=False, soft_wrap=True)
     if seen.store.fingerprint != data.store.fingerprint:
         raise UserError(f"{model.label} cannot be shown the same cells")
     return seen
+
+
+def _refuse_other_vectors(model: Model, seen: "TrialData") -> None:
+    """The file may have been written again since."""
+    import numpy as np
+
+    rows = zip(seen.store.names["pert"], seen.features, strict=True)
+    there = {name: row for name, row in rows if name in model.vectors and row[0] == row[0]}
+    other = [name for name, row in there.items() if not np.array_equal(row, model.vectors[name])]
+    if other:
+        raise UserError(
+            f"{model.label} was trained with other vectors of {len(other)} perturbations (e.g. "
+            f"'{other[0]}') than {model.config.data.kwargs.perturbation_features_file} holds: name "
+            "the file that it was trained with (data.kwargs.perturbation_features_file=)"
+        )
 
 
 def _refuse_another_scale(model: Model, data: "TrialData", config: "Config") -> None:

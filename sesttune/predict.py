@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sesttune.model.st_head import STHead
 
 FLAGS = {
+    "data.cache_dir": "--cache-dir",
     "model.kwargs.se_model_path": "--model-folder",
     "model.kwargs.se_checkpoint_path": "--model-folder",
     "data.kwargs.perturbation_features_file": "--features",
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--adata", required=True, type=Path, metavar="IN.h5ad")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.h5ad")
     parser.add_argument("--model-folder", help="SE model folder, if it has moved")
+    parser.add_argument("--cache-dir", metavar="DIR", help="default: the training's own")
     parser.add_argument("--features", type=Path, help="features of perturbations not trained on")
     parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
     parser.add_argument("--seed", type=int, default=42, help="which controls: %(default)s")
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed} must not be negative")
     check_output(args.output, (".h5ad",), source=args.adata)
-    from sesttune.config.load import from_dict, load_config
+    from sesttune.config.load import from_dict, load_config, with_point
     from sesttune.data.trial_data import describe_genes, describe_pairing
     from sesttune.model.head_checkpoint import import_head
     from sesttune.tracking.registry import fetch_model
@@ -65,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     folder = fetch_model(args.model, uri)
     head, about = import_head(folder)
     config = from_dict(about["config"])
+    if args.cache_dir is not None:
+        config = with_point(config, {"data.cache_dir": args.cache_dir})
     if args.vcc:
         check_vcc(args.adata, config.data.kwargs)
     features = _features(folder, args.features, about["head"]["pert_dim"])
@@ -115,7 +119,7 @@ def _read_cells(
 
     cache = Path(config.data.cache_dir).expanduser().absolute()
     source = SourceFile(args.adata, "input")
-    with settings_as_flags(FIXED):
+    with settings_as_flags(FIXED | FLAGS):
         store = build_store([source], config.data.kwargs, cache, genes=about["genes"])
     print("\n".join(store.notes))
     told = unlike_training(store.counts_a_cell, about.get("counts_a_cell", ()))

@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.trained_runs import GOOD, POOR, write_trained
 
 from sesttune import evaluate
@@ -129,6 +130,28 @@ def test_other_data_may_have_more_genes_and_in_another_order(
     assert call(outputs, "--model", str(poor), there) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "beta.h5ad lacks 21 of the 60 genes that are asked for" in line
+
+
+def test_a_model_is_shown_the_vectors_that_it_was_trained_with(
+    outputs: Path, poor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = outputs.parent / "features.pt"
+    shutil.copy(features, moved := tmp_path / "moved.pt")
+    there = f"data.kwargs.perturbation_features_file={moved}"
+    vectors = torch.load(features)
+    try:
+        torch.save({**vectors, "P1": vectors["P1"] + 1}, features)
+        assert call(outputs, "--model", str(poor)) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        told = f"trained with other vectors of 1 perturbations (e.g. 'P1') than {features} holds"
+        assert told in line
+        features.unlink()
+        assert call(outputs, "--model", str(poor)) == 2
+        assert "features.pt does not exist" in capsys.readouterr().err
+        assert call(outputs, "--model", str(poor), there) == 0
+        assert f"{poor} on test: 7 conditions" in capsys.readouterr().out
+    finally:
+        shutil.copy(moved, features)
 
 
 def test_a_folder_is_not_shown_other_embeddings_of_the_same_cells(

@@ -81,6 +81,23 @@ def test_what_the_predictions_rest_on_is_said(
     assert "leave its cells out of the file" in line
 
 
+def test_another_user_has_another_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    settings = {"data.kwargs.embed_key": "X_tiny", "data.cache_dir": str(nowhere / "cache")}
+    head = tmp_path / "head"
+    promoted(head, **settings)
+    rng, genes = np.random.default_rng(0), [f"G{i}" for i in range(SIZES.output_dim)]
+    source = write_cells(tmp_path / "in.h5ad", rng, [CONTROL] * 10 + ["P1"] * 5, "alpha", genes)
+    with h5py.File(source, "r+") as file:
+        write_elem(file, "obsm/X_tiny", rng.normal(size=(15, SIZES.embed_dim)))
+    line = refused(capsys, head, "--adata", str(source))
+    assert line.startswith(f"error: --cache-dir: cannot write to {nowhere}")
+    arguments = ["--model", str(head), "--adata", str(source), "--output", str(tmp_path / "o.h5ad")]
+    assert run(predict.main, [*arguments, "--cache-dir", str(tmp_path / "own")]) == 0
+    assert (tmp_path / "own" / "stores").is_dir()
+
+
 def test_what_the_model_fixes_is_not_to_be_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
