@@ -77,7 +77,9 @@ class H5adFile:
     @property
     def shape(self) -> tuple[int, int]:
         """(cells, genes)."""
-        shape = self._x.shape if self._encoding == "dense" else self._x.attrs["shape"]
+        about = self._x.attrs  # of before anndata 0.7, whose obs is refused, by another name
+        sparse_shape = about.get("shape", about.get("h5sparse_shape"))
+        shape = self._x.shape if self._encoding == "dense" else sparse_shape
         return int(shape[0]), int(shape[1])
 
     @property
@@ -220,7 +222,7 @@ class H5adFile:
                 raise UserError(f"{self.path}: X has {self._x.ndim} dimensions, not 2")
         else:
             lacking = [part for part in ("data", "indices", "indptr") if part not in self._x]
-            if lacking or "shape" not in self._x.attrs:
+            if lacking or not {"shape", "h5sparse_shape"} & set(self._x.attrs):
                 raise UserError(f"{self.path}: X lacks its {', '.join(lacking) or 'shape'}")
             lines = self.shape[0 if self._encoding == "csr" else 1]
             sizes = {part: len(self._x[part]) for part in ("data", "indices", "indptr")}

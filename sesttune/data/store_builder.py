@@ -124,7 +124,9 @@ def _write(
             about_file = {"path": str(source.path.resolve()), "values": kind}
             depth = scale.sum_of_a_cell(kwargs.target_sum)
             described.append({**about_file, "counts_a_cell": depth})
-            notes.append(f"{source.path.name}: {len(obs):,} cells, {scale}")
+            empty = int((sums == 0).sum())
+            cells = f"{len(obs):,} cells{f' ({empty:,} without a count)' if empty else ''}"
+            notes.append(f"{source.path.name}: {cells}, {scale}")
     notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
     _check_contexts(obs, kwargs)

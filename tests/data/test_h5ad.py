@@ -266,9 +266,16 @@ def test_parts_that_do_not_fit_are_refused_when_the_file_is_opened(tmp_path: Pat
         H5adFile(path)
 
 
-def test_a_file_of_before_anndata_0_7_is_to_be_written_again(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.h5ad")
+@pytest.mark.parametrize("encode", [np.asarray, sparse.csr_matrix])
+def test_a_file_of_before_anndata_0_7_is_to_be_written_again(
+    tmp_path: Path, encode: object
+) -> None:
+    path = write(tmp_path / "x.h5ad", encode(COUNTS))  # type: ignore[operator]
     with h5py.File(path, "r+") as file:
+        if encode is sparse.csr_matrix:
+            for name in list(file["X"].attrs):
+                del file["X"].attrs[name]
+            file["X"].attrs.update({"h5sparse_format": "csr", "h5sparse_shape": COUNTS.shape})
         del file["obs"]
         file["obs"] = np.array([(b"c0", 1)] * 4, dtype=[("index", "S2"), ("gene", "i4")])
     with pytest.raises(UserError, match="obs is not as anndata 0.7 and later write it"):

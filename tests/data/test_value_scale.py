@@ -29,7 +29,10 @@ def test_files_on_other_scales_are_told_of(tmp_path: Path, total: float, told: b
     log1p_of(files["beta"], total)
     sources = [SourceFile(files[name], "t") for name in ("alpha", "beta")]
     notes = build_store(sources, KWARGS, tmp_path / "c").notes
-    assert f"beta.h5ad: 100 cells, log1p values of {total:,} counts a cell" in notes
+    assert (
+        f"beta.h5ad: 100 cells (1 without a count), log1p values of {total:,} counts a cell"
+        in notes
+    )
     about = "alpha.h5ad of 10,000 counts a cell, beta.h5ad of 1,500"
     assert any(about in note for note in notes) == told
 
@@ -38,7 +41,9 @@ def test_of_a_single_scale_nothing_is_told(tmp_path: Path) -> None:
     path = write_tiny(tmp_path).files["beta"]
     log1p_of(path, 1_500)
     notes = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes
-    assert notes == ["beta.h5ad: 100 cells, log1p values of 1,500 counts a cell"]
+    assert notes == [
+        "beta.h5ad: 100 cells (1 without a count), log1p values of 1,500 counts a cell"
+    ]
 
 
 @pytest.mark.parametrize(
