@@ -97,6 +97,8 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     if data.store.genes != model.about["genes"] and "data.kwargs.gene_list" not in point:
         genes = model.about["genes"]  # of files that have more, or in another order
         data = prepared_data(config, console, genes=genes)
+    for note in data.notes if point else ():  # those of its own data its training told
+        console.print(f"  {note}", highlight=False, soft_wrap=True)
     split = args.split or held_out_split(data)
     models = {"model": model}
     if args.against is not None:

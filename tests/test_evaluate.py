@@ -86,7 +86,7 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
     outputs: Path, poor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(outputs, "--model", str(poor)) == 0
-    assert f"{poor} on test: 7 conditions" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{poor} on test: 7 conditions")
     config = load_config(file=poor.parent.parent / "settings.yaml")
     whole = Path(config.data.kwargs.toml_config_path or "")
     other = whole.with_name("other.toml")
@@ -98,6 +98,11 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
     assert "it may have been trained on some of these" in shown
     assert call(outputs, "--sweep", POOR, there) == 0
     assert "1 of these 8 conditions were in its training" in capsys.readouterr().out
+    other.write_text(whole.read_text().partition("[zeroshot]")[0])
+    assert call(outputs, "--sweep", POOR, there) == 0
+    shown = capsys.readouterr().out
+    assert "no validation split in other.toml: held out 1 of 6 training perturbations (P" in shown
+    assert "on val: 3 conditions" in shown
 
 
 def test_other_data_may_have_more_genes_and_in_another_order(
