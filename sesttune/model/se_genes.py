@@ -34,8 +34,13 @@ class GeneMatch:
 
     @property
     def report(self) -> str:
-        """One line: how many matched, by what, and some that did not."""
+        """One line: how many matched, by what, and some that did not.
+
+        Names that occur twice are read as two genes, as the public encoder does, and counted.
+        """
         share = f"{len(self.ids):,} of {self.total:,} genes known to the encoder, by {self.source}"
+        if twice := len(self.ids) - len(np.unique(self.ids)):
+            share += f", {twice:,} under a name that another has, too"
         return f"{share} (not: {', '.join(self.unmatched)}, …)" if self.unmatched else share
 
 

@@ -118,3 +118,13 @@ def test_cells_that_cannot_be_read_are_refused() -> None:
         tokenize(counts([1.0] * 3), whole_match(3), 6, 3, 0)
     with pytest.raises(UserError, match="expresses all 5 genes"):
         tokenize(counts([1.0] * 5), whole_match(5), 11, 3, 0)
+
+
+def test_genes_that_are_read_twice_are_counted() -> None:
+    vocabulary = {"A": 0, "B": 1, "C": 2}
+    once = match_genes(["A", "B", "x"], {}, vocabulary)
+    assert once.report == "2 of 3 genes known to the encoder, by var index (not: x, …)"
+    # Ensembl ids are unique, their symbols are not.
+    twice = match_genes(["e1", "e2", "e3"], {"symbol": ["A", "B", "A"]}, vocabulary)
+    told = "known to the encoder, by var column 'symbol', 1 under a name that another has, too"
+    assert twice.report == f"3 of 3 genes {told}"
