@@ -207,8 +207,9 @@ def _refuse_other_vectors(model: Model, seen: "TrialData") -> None:
     if other:
         raise UserError(
             f"{model.label} was trained with other vectors of {len(other)} perturbations (e.g. "
-            f"'{other[0]}') than {model.config.data.kwargs.perturbation_features_file} holds: name "
-            "the file that it was trained with (data.kwargs.perturbation_features_file=)"
+            f"'{other[0]}') than {model.config.data.kwargs.perturbation_features_file} holds: put "
+            "back the file that it was trained with, or name it to evaluate "
+            "(data.kwargs.perturbation_features_file=)"
         )
 
 
