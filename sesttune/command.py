@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.errors import UserError
+from sesttune.terminal import outlive_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and turn a UserError into one line and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    outlive_terminal()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "×" must not end a sweep
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -68,8 +70,14 @@ def _signals_as_interrupt() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     heard = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
+
+    def stop(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:  # the kernel and the shell each send one
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     for number in heard:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -129,16 +129,22 @@ def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     ) as sweep:
         trial = tmp_path / "outputs" / "s" / "trials" / "001"
         while sweep.poll() is None and len(read_metrics(trial)) < 2:
             time.sleep(0.2)
+        before = len(read_metrics(trial))
+        for _ in range(2):  # a terminal that closes, by the kernel and by the shell
+            os.killpg(sweep.pid, signal.SIGHUP)
         sweep.send_signal(signal.SIGTERM)  # as a job scheduler at its limit
         shown, error = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, error
     assert "interrupted: each trial stops at its next validation" in shown
     assert "sweep --resume s output_dir=" in shown
     assert error.strip() == "interrupted"
+    assert len(read_metrics(trial)) > before
     assert (trial / "checkpoints" / "last.ckpt").is_file()
 
 

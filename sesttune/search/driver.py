@@ -9,7 +9,7 @@ import fcntl
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def run_sweep(
     a killed worker; not a loss that is NaN) or at a limit are continued first, unless a limit of
     the sweep is reached. Raises UserError where the
     folder holds trials and `resume` is not set, where another driver runs it, and where no
-    trial fits the machine; KeyboardInterrupt after Ctrl-C or SIGTERM, when every trial has stopped
-    at its next validation (at once after a second one).
+    trial fits the machine; KeyboardInterrupt after Ctrl-C, SIGTERM or SIGHUP, when every trial
+    has stopped at its next validation (at once after a second Ctrl-C or SIGTERM).
     """
     folder, manifest = folder.absolute(), manifest.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,26 +144,33 @@ def _fit(
 
 @contextmanager
 def _first_interrupt_to(gently: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM calls `gently`, the second does what it ever did."""
+    """The first Ctrl-C or SIGTERM calls `gently`, the second does what it ever did.
+
+    So does a terminal that closes, as often as it says so: the kernel, the shell and systemd each
+    send a SIGHUP. What the process was started to ignore (nohup) stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return
-    at_once = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
 
-    def set_back() -> None:
-        for number, handler in at_once.items():
-            signal.signal(number, handler)
+    def set_back(numbers: Iterable[signal.Signals]) -> None:
+        for number in numbers:
+            signal.signal(number, heard[number])
 
     def first(number: int, frame: object) -> None:
-        set_back()
+        if number != signal.SIGHUP:
+            set_back(heard.keys() - {signal.SIGHUP})
         gently()
 
-    for number in at_once:
+    for number in heard:
         signal.signal(number, first)
     try:
         yield
     finally:
-        set_back()
+        set_back(heard)
 
 
 @contextmanager

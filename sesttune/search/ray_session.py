@@ -133,19 +133,33 @@ def _start(device: str) -> None:
 
     if device == "cpu" or not torch.cuda.is_available():
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
-    ray.init(
-        address="local",
-        _temp_dir=_short_folder(),
-        num_cpus=cores(),
-        # As planned with. By itself Ray asks NVML, which a container may lack, and which counts a
-        # GPU of several instances (MIG) otherwise than CUDA does.
-        num_gpus=torch.cuda.device_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    with _deaf_to_hang_up():
+        ray.init(
+            address="local",
+            _temp_dir=_short_folder(),
+            num_cpus=cores(),
+            # As planned with. By itself Ray asks NVML, which a container may lack, and which counts
+            # a GPU of several instances (MIG) otherwise than CUDA does.
+            num_gpus=torch.cuda.device_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+@contextmanager
+def _deaf_to_hang_up() -> Iterator[None]:
+    """Processes begun inside do not hear that the terminal closes: the trials in them must save.
+
+    They inherit what this thread blocks. This process hears it, by another thread or afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _short_folder() -> str | None:
