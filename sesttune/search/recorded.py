@@ -41,7 +41,7 @@ SCHEDULE = "schedule.json"
 
 
 class RecordedCurves:
-    """Curves of the sweep in `folder` (and of its neighbours, as `SWEEP/ID`) for the schedule."""
+    """Curves of the sweep in `folder` (and of the earlier one, as `SWEEP/ID`) for the schedule."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self._config = folder, config
@@ -77,9 +77,14 @@ class RecordedCurves:
 
 
 def folder_of(sweep: Path, trial_id: str) -> Path:
-    """The folder of a trial of the sweep in `sweep`, or of its neighbour's `SWEEP/ID`."""
-    neighbour, _, own = trial_id.rpartition("/")
-    return trial_folder(sweep.parent / neighbour if neighbour else sweep, own)
+    """The folder of a trial of the sweep in `sweep`, or of the earlier sweep's `SWEEP/ID`."""
+    earlier, _, own = trial_id.rpartition("/")
+    return trial_folder(earlier_folder(sweep) if earlier else sweep, own)
+
+
+def earlier_folder(sweep: Path) -> Path:
+    """What the sweep in `sweep` keeps of the one that it was begun with (`sweep.warm_start`)."""
+    return sweep / "earlier"
 
 
 def trained_before(sweep: Path, trial_id: str) -> int:

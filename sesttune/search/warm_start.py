@@ -6,22 +6,33 @@ So the plan's stages (5,000 steps, 20,000, 40,000) each continue the one before.
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from sesttune.atomic import room_on_disk
 from sesttune.config.load import from_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
-from sesttune.search.recorded import read_schedule
+from sesttune.search.recorded import SCHEDULE, earlier_folder, read_schedule
 from sesttune.search.schedule import observed
 from sesttune.search.searcher import Observed
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
-from sesttune.training.records import LAST, TrialRecord, list_trials
+from sesttune.training.records import (
+    LAST,
+    METRICS,
+    RECORD,
+    TrialRecord,
+    list_trials,
+    trial_folder,
+)
 
+_ABOUT = ("sweep.yaml", "data.json")
 _SAME_LOSS = ("model.kwargs.loss", "model.kwargs.st_cell_set_len", "training.train_seed")
 """Settings that must agree for val_losses to be comparable."""
 _OTHER_STOP = {
@@ -51,7 +62,10 @@ def read_earlier(
     name = config.sweep.warm_start
     if name is None:
         return [], []
-    source = folder.parent / name
+    source = earlier_folder(folder)
+    if not source.is_dir():
+        check_earlier(folder.parent / name, config)
+        _keep(folder.parent / name, source)
     then = check_earlier(source, config)
     other_inputs = changed_inputs(source, folder)
     trainings, learnt = [], []
@@ -72,9 +86,41 @@ def read_earlier(
     return trainings, learnt
 
 
+def _keep(source: Path, target: Path) -> None:
+    """Keep what `read_earlier` reads of the sweep in `source`, which may be removed or moved.
+
+    Checkpoints are linked: they cost disk only where that sweep is gone. Of a trial that still
+    runs they come first, since its metrics are ahead of them otherwise, not behind.
+    """
+    draft = target.with_name(f".{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    with room_on_disk(target.parent):
+        draft.mkdir()
+        for record in list_trials(source):
+            kept = trial_folder(draft, record.id)
+            (kept / "checkpoints").mkdir(parents=True)
+            for path in sorted(record.checkpoints.glob("[!.]*.ckpt")):
+                _link(path, kept / "checkpoints" / path.name)
+            for name in (METRICS, SCHEDULE, RECORD):
+                if (record.folder / name).exists():
+                    shutil.copyfile(record.folder / name, kept / name)
+        for name in _ABOUT:
+            shutil.copyfile(source / name, draft / name)
+        draft.rename(target)
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except FileNotFoundError:
+        return  # thinned out meanwhile
+    except OSError:  # no hard links here: gone on with while it is there
+        target.symlink_to(path.absolute())
+
+
 def check_earlier(source: Path, config: Config) -> Config:
     """The settings of the sweep in `source`; raises UserError where they are not comparable."""
-    if not all((source / name).is_file() for name in ("sweep.yaml", "data.json")):
+    if not all((source / name).is_file() for name in _ABOUT):
         known = sorted(path.parent.name for path in source.parent.glob("*/sweep.yaml"))
         raise UserError(
             f"sweep.warm_start={source.name}: no such sweep in {source.parent}; there are: "

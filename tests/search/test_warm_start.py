@@ -1,6 +1,8 @@
 """A later sweep begins with what an earlier one found, on real trials."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -14,6 +16,7 @@ from sesttune.plan_run import trained_steps
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
 from sesttune.search.ray_session import ray_session
+from sesttune.search.recorded import trained_before
 from sesttune.search.space_file import parse_space
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import list_trials, read_metrics
@@ -108,9 +111,27 @@ def test_the_best_of_the_earlier_sweep_come_first_and_the_searcher_learns_from_a
     trainings, learnt = read_earlier(second, later, space("tpe"))
     assert len(trainings) == len(learnt) == 3
     assert {seen.params["training.lr"] for seen in learnt} == {1e-2, 1e-3, 1e-4}
-    run_sweep(second, later, space("tpe"), manifest)
     best = min(list_trials(first), key=lambda r: r.metrics()[-1]["best_val_loss"])
-    assert list_trials(second)[0].params == best.params
+    shutil.rmtree(first)  # what is needed of it has been kept
+    run_sweep(second, later, space("tpe"), manifest)
+    begun = list_trials(second)[0]
+    assert begun.params == best.params
+    assert trained_before(second, begun.id) == 10
+    assert [line["step"] for line in begun.metrics()] == [0, 5, 10, 15, 20]
+
+
+def test_where_files_cannot_be_linked_an_earlier_sweep_is_gone_on_with_while_it_is_there(
+    tiny, first, tmp_path, monkeypatch
+):
+    def refuse(*paths):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    later = with_point(tiny[0], {"sweep.warm_start": "quick"})
+    folder = begin(tmp_path / "later", later)
+    assert [len(found) for found in read_earlier(folder, later, space("tpe"))] == [3, 3]
+    shutil.rmtree(first)
+    assert [len(found) for found in read_earlier(folder, later, space("tpe"))] == [0, 3]
 
 
 def test_what_the_new_space_does_not_hold_is_not_gone_on_with(tiny, first, tmp_path):
