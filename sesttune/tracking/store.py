@@ -48,8 +48,29 @@ def check_store(config: Config) -> None:
         where = "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI"
         raise UserError(
             f"{where}={without_secrets(uri)} is no store that MLflow keeps runs in: write "
-            "http(s)://HOST, sqlite:///FILE or postgresql://HOST/NAME"
+            "http(s)://HOST, sqlite:///FILE or postgresql+psycopg2://HOST/NAME"
         )
+    _require_driver(uri)
+
+
+def _require_driver(uri: str) -> None:
+    """Raise UserError where the Python package that speaks to the database at `uri` is missing."""
+    if not _is_database(uri):
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except (ImportError, ArgumentError) as error:
+        raise UserError(
+            f"the store {without_secrets(uri)} cannot be spoken to ({error}): install the package, "
+            "or name one that is installed: DATABASE+PACKAGE://, such as postgresql+psycopg2://"
+        ) from None
+
+
+def _is_database(uri: str) -> bool:
+    return urlsplit(uri).scheme not in ("http", "https", "databricks")
 
 
 def artifact_location(uri: str) -> str | None:
@@ -97,8 +118,8 @@ def unreachable(uri: str) -> str | None:
     """Why the store at `uri` does not answer, in a line; None where it does."""
     from mlflow import MlflowClient
 
-    quick_client(uri)
     try:
+        quick_client(uri)
         MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:
         return problem(error, uri)
@@ -155,7 +176,8 @@ def quick_client(uri: str) -> None:
 
     By default a server or database that is away holds a caller for minutes, and every run that ends
     prints links into the live table. A request that made a run and whose answer was lost must not
-    be sent again before somebody has looked: MLflow would make the run twice.
+    be sent again before somebody has looked: MLflow would make the run twice. Raises UserError
+    where the package that speaks to a database is missing.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault(TIMEOUT, "10")
@@ -164,9 +186,10 @@ def quick_client(uri: str) -> None:
     # What goes wrong is raised too; MLflow's own log of it is a page of SQL.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if urlsplit(uri).scheme not in ("http", "https", "databricks"):
+    if _is_database(uri):
         from mlflow.store.db import utils
 
+        _require_driver(uri)
         utils.MAX_RETRY_COUNT = 1  # MLflow has no setting for it, and tries for 100 s
 
 

@@ -11,6 +11,7 @@ from sesttune.tracking.store import (
     artifact_location,
     check_store,
     problem,
+    quick_client,
     tracking_uri,
     unreachable,
     without_secrets,
@@ -36,6 +37,7 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_store_that_takes_no_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg2")
     for uri in ("http://h", "sqlite:///x.db", "postgresql+psycopg2://h/x"):
         check_store(load_config([f"tracking.uri={uri}"]))
     for uri in ("foo", "./mlruns", "nonsense://x", "file:///mlruns"):
@@ -44,6 +46,20 @@ def test_a_store_that_takes_no_runs_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI=mlruns is no store"):
         check_store(load_config())
+
+
+def test_a_database_whose_package_is_missing_is_refused_in_one_line() -> None:
+    for kind, told in (
+        ("postgresql+asyncpgx", "postgresql.asyncpgx"),
+        ("mssql+pymssql", "pymssql"),
+    ):
+        uri = f"{kind}://me:secret@h/x"
+        with pytest.raises(UserError, match=f"cannot be spoken to .*{told}") as found:
+            quick_client(uri)
+        assert "secret" not in str(found.value)
+        assert told in str(unreachable(uri))
+        with pytest.raises(UserError, match="cannot be spoken to"):
+            check_store(load_config([f"tracking.uri={kind}://h/x"]))
 
 
 def test_secrets_are_not_shown() -> None:
@@ -64,7 +80,8 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_secrets_are_refused_as_settings() -> None:
-    check_store(load_config(["tracking.uri=postgresql://me@db/mlflow?sslmode=require"]))
+    pytest.importorskip("psycopg2")
+    check_store(load_config(["tracking.uri=postgresql+psycopg2://me@db/mlflow?sslmode=require"]))
     for uri in (
         "http://me:secret@h",
         "https://key@h",
