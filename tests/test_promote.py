@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from sesttune import evaluate, promote
 from sesttune.command import run as run_command
 from sesttune.tracking.aliases import move_alias, serving, versions
+from sesttune.tracking.registry import fetch_model
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,19 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_models_and_runs_move_with_their_folder(outputs: Path, uri: str) -> None:
+    """The last test: nothing is where the fixtures say after it."""
+    champion = fetch_model("models:/se-st@champion", uri)
+    assert champion.is_relative_to(outputs)
+    moved = outputs.with_name("moved here")
+    outputs.rename(moved)
+    assert call(moved, "--sweep", GOOD, "--force", "again", "--alias", "other") == 0
+    now = f"sqlite:///{moved}/mlflow.db"
+    assert fetch_model("models:/se-st@champion", now) == moved / champion.relative_to(outputs)
+    assert fetch_model("models:/se-st@other", now).is_relative_to(moved)
+    tracking = json.loads((moved / GOOD / "tracking.json").read_text())
+    client = MlflowClient(now)
+    assert "best.ckpt" in {a.path for a in client.list_artifacts(tracking["trials"]["001"]["run"])}
+    assert not outputs.exists(), "written to where it lay before"

@@ -10,7 +10,9 @@ from urllib.parse import unquote_plus, urlsplit
 from sesttune.config.paths import whole_uri
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.tracking.moved import follow_move
 
+SQLITE = "sqlite:///"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of the stores that take runs; MLflow's file store no longer does."""
@@ -75,9 +77,9 @@ def _is_database(uri: str) -> bool:
 
 def artifact_location(uri: str) -> str | None:
     """Artifacts lie beside an SQLite file; a server decides for itself (None)."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
+    return (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).as_uri()
 
 
 def without_secrets(uri: str) -> str:
@@ -168,7 +170,7 @@ def require_store(uri: str) -> None:
 
 def is_gone(uri: str) -> bool:
     """Whether `uri` names an SQLite file that is not there."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
+    return uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file()
 
 
 def quick_client(uri: str) -> None:
@@ -190,6 +192,9 @@ def quick_client(uri: str) -> None:
         from mlflow.store.db import utils
 
         _require_driver(uri)
+        if uri.startswith(SQLITE):
+            database = Path(uri.removeprefix(SQLITE))
+            follow_move(database, database.parent / ARTIFACTS)
         utils.MAX_RETRY_COUNT = 1  # MLflow has no setting for it, and tries for 100 s
 
 
