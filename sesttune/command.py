@@ -24,11 +24,12 @@ from sesttune.terminal import outlive_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sesttune.config.schema import Config
 
 Main = Callable[[Sequence[str]], int]
-_FILE_WIDTH = 120
+_FILE_WIDTH, _TABLE_WIDTH = 120, 80
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -94,6 +95,14 @@ def open_console() -> "Console":
 
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=_FILE_WIDTH if unknown else None, markup=False, emoji=False)
+
+
+def show_table(console: "Console", table: "Table") -> None:
+    """Print a table whole: a terminal narrower than it wraps its lines; rich would cut numbers."""
+    from rich.console import Console
+
+    width = max(_TABLE_WIDTH, console.width)
+    Console(file=console.file, width=width, markup=False, emoji=False).print(table)
 
 
 def program() -> str:

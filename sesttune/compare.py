@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sesttune.command import open_console, run
+from sesttune.command import open_console, run, show_table
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(row[0][0], *(value for _, value in row))
     for key, values in _other_settings(*(side.run for side in sides)).items():
         table.add_row(key, *map(str, values))
-    console.print(table)
+    show_table(console, table)
     for told in filter(None, (unfinished(side.run) for side in sides)):
         console.print(told, highlight=False, soft_wrap=True)
     better, worse = sorted((side.winner for side in sides), key=lambda s: (s.diverged, s.mean))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.atomic import replacing
-from sesttune.command import check_output, open_console, run
+from sesttune.command import check_output, open_console, run, show_table
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     console.print(heading(model, split, data), highlight=False, soft_wrap=True)
     if data.fingerprint != model.about["data_fingerprint"]:
         console.print(_other_data(own, data, split), highlight=False, soft_wrap=True)
-    console.print(score_table(scores))
+    show_table(console, score_table(scores))
     if scores["cell_type"].nunique() > 1:
-        console.print(score_table(scores, "cell_type"))
+        show_table(console, score_table(scores, "cell_type"))
     _show_extremes(scores, console)
     rivals = ["against"] if args.against is not None else []
     for rival in [*rivals, "perturbation_mean"]:

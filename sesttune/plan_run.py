@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import write_text
+from sesttune.command import show_table
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.machine import cores
@@ -44,7 +45,7 @@ def plan_run(run: Run, space: SearchSpace, console: Console) -> tuple[Run, Plan]
     measured = {"speed": vars(speed), "compiling": compiling}
     write_text(folder / PLAN, json.dumps({**plan.to_dict(), **measured}, indent=2))
     console.print(_headline(plan, given, speed, config), highlight=False, soft_wrap=True)
-    console.print(_table(plan, given))
+    show_table(console, _table(plan, given))
     check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
     return run, plan
 

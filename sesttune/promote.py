@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sesttune.command import open_console, program, run
+from sesttune.command import open_console, program, run, show_table
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _judge(
     if "champion" not in models:
         scores = evaluate_models(models, data, config, split, console)
     console.print(heading(candidate, split, data), highlight=False, soft_wrap=True)
-    console.print(score_table(scores))
+    show_table(console, score_table(scores))
     if "champion" not in models:
         mean = challenge(losses_of(scores, "candidate"), losses_of(scores, "perturbation_mean"))
         console.print(f"against perturbation_mean: {mean}", highlight=False, soft_wrap=True)
@@ -243,7 +243,7 @@ def _list(uri: str, console: "Console") -> int:
         step, aliases = item.tags.get("step", "-"), ", ".join(item.aliases)
         scores = (val_loss, f"{loss} ({split})", pearson)
         table.add_row(item.version, aliases, when, trial, step, *scores)
-    console.print(table)
+    show_table(console, table)
     return 0
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import write_text
-from sesttune.command import program, resume_command
+from sesttune.command import program, resume_command, show_table
 from sesttune.plan_run import against_plan, trained_steps
 from sesttune.run_setup import RESULT, Run
 from sesttune.search.budget import SPENT
@@ -49,7 +49,7 @@ def write_result(folder: Path, outcome: SweepOutcome) -> None:
 
 def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     """Leaderboard, baselines, verdict, and the commands that come next."""
-    console.print(_table(run.folder.name, outcome))
+    show_table(console, _table(run.folder.name, outcome))
     lines = [f"{name + ':':<11}{text}" for name, text in closing_lines(run, outcome)]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 

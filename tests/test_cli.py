@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from helpers.tiny_data import write_tiny
 from helpers.trained_runs import write_settings
+from rich.table import Table
 
 from sesttune.cli import COMMANDS
-from sesttune.command import open_console
+from sesttune.command import open_console, show_table
 from sesttune.training.records import read_metrics
 
 
@@ -228,3 +229,17 @@ def test_labels_and_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[st
     said = "T [naive], /data/[/x]/alpha.h5ad, chr1:100:200"
     open_console().print(said, soft_wrap=True)
     assert capsys.readouterr().out == f"{said}\n"
+
+
+def test_numbers_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    row = ["001", "2026-11-27", "12,500", "12.4512", "12.45 ± 0.12", "13.3512 (test)"]
+    table = Table(box=None)
+    for text in row:
+        table.add_column(text, no_wrap=True)
+    table.add_row(*row)
+    show_table(open_console(), table)
+    shown = capsys.readouterr().out
+    assert [shown.count(text) for text in row] == [2] * len(row)
