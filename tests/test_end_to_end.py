@@ -11,6 +11,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+from helpers.wrong_cells import write_wrong_cells
 from mlflow import MlflowClient
 
 from sesttune import compare, predict, promote
@@ -247,7 +248,7 @@ def test_promote_and_predict_refuse_in_one_line(
         },
     }
     if change.get("--adata", "none.h5ad") != "none.h5ad":
-        _write_wrong_cells(whole, folder / change["--adata"])
+        write_wrong_cells(whole, folder / change["--adata"])
     if "--model-folder" in change:
         write_demo_encoder(folder / "other", ["A", "B"], seed=9)
     arguments = [text for pair in {**options[command], **change}.items() for text in pair]
@@ -258,20 +259,6 @@ def test_promote_and_predict_refuse_in_one_line(
     assert len(error.splitlines()) == 1
     assert not (folder / "refused.h5ad").exists()
     assert not (folder / "nowhere").exists()
-
-
-def _write_wrong_cells(whole: Path, path: Path) -> None:
-    cells = anndata.read_h5ad(whole)
-    names = cells.obs["target_gene"].astype(str)
-    if path.stem == "fewer":
-        cells = cells[:, 3:].copy()
-    elif path.stem == "unknown":
-        names.iloc[names.ne("non-targeting").to_numpy().argmax()] = "NEW"
-        cells.obs["target_gene"] = names
-    else:
-        is_control = names.eq("non-targeting").to_numpy()
-        cells = cells[is_control if path.stem == "controls" else ~is_control].copy()
-    cells.write_h5ad(path)
 
 
 def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output: str) -> None:

@@ -4,27 +4,14 @@ import fcntl
 import shutil
 
 import pytest
-from helpers.small_sweeps import Heard, assert_clean_curve, choice, grid, prepared
+from helpers.small_sweeps import Heard, assert_clean_curve, choice, grid
 
 from sesttune.config.load import with_point
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
 from sesttune.search.listener import SweepListener
-from sesttune.search.ray_session import ray_session
 from sesttune.search.recorded import read_schedule
 from sesttune.training.records import list_trials, read_metrics, update_trial
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return prepared(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def ray(tiny):
-    """One Ray for the tests of this module that do not need their own."""
-    with ray_session(tiny[0]) as found:
-        yield found
 
 
 def _shape(record):

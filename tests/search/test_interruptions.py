@@ -12,28 +12,14 @@ from helpers.small_sweeps import (
     assert_clean_curve,
     choice,
     grid,
-    prepared,
     start_driver,
 )
 
 from sesttune.config.load import with_point
 from sesttune.errors import UserError
 from sesttune.search.driver import run_sweep
-from sesttune.search.ray_session import ray_session
 from sesttune.search.space_file import load_space
 from sesttune.training.records import list_trials, read_metrics, read_trial
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return prepared(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def ray(tiny):
-    """One Ray for the tests of this module that do not need their own."""
-    with ray_session(tiny[0]) as found:
-        yield found
 
 
 def _wait_for(condition, seconds=300):
