@@ -133,7 +133,7 @@ def _start(device: str) -> None:
 
     if device == "cpu" or not torch.cuda.is_available():
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
-    with _deaf_to_hang_up():
+    with _deaf_to_hang_up(), _loopback_as_it_is():
         ray.init(
             address="local",
             _temp_dir=_short_folder(),
@@ -147,6 +147,22 @@ def _start(device: str) -> None:
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )
+
+
+@contextmanager
+def _loopback_as_it_is() -> Iterator[None]:
+    """Ray replaces 127.0.0.1 by the machine's address, and listens on every interface then.
+
+    Whoever reaches one of its ports runs code as this user. It has no setting for it.
+    """
+    from ray._private import services
+
+    replace = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = replace
 
 
 @contextmanager

@@ -20,11 +20,17 @@ from sesttune.search.ray_session import ray_session
 with ray_session(load_config(["training.device=cpu"])) as slots:
     import ray
     print(slots.concurrent > 0, ray._private.worker.global_worker.node.get_session_dir_path())
+    ray.get(ray.remote(lambda: 1).remote())
+    import psutil  # Ray brings it along
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for found in process.net_connections("inet"):
+            if found.status == psutil.CONN_LISTEN:
+                print(found.laddr.ip, process.name())
 """
 
 
 @pytest.mark.parametrize(("length", "kept"), [(35, True), (42, False)])
-def test_ray_starts_in_any_tmpdir(length: int, kept: bool) -> None:
+def test_ray_starts_in_any_tmpdir_and_listens_on_loopback(length: int, kept: bool) -> None:
     """Its sockets lie there, and Linux takes paths of 107 bytes for them."""
     top = Path(os.sep, "tmp")
     made = top / f"{os.getpid()}-{length}".ljust(length - len(f"{top}/"), "x")
@@ -35,9 +41,12 @@ def test_ray_starts_in_any_tmpdir(length: int, kept: bool) -> None:
         environment["TMPDIR"] = str(made)
         done = subprocess.run(script, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        started, where = done.stdout.split()
+        first, *listening = done.stdout.splitlines()
+        started, where = first.split()
         assert started == "True"
         assert Path(where).is_relative_to(made) == kept
+        assert len(listening) > 3, "GCS, raylet, a worker and this process"
+        assert {line.split()[0] for line in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
     finally:
         shutil.rmtree(made)
 
