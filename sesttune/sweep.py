@@ -114,6 +114,7 @@ def _resume(args: argparse.Namespace) -> int:
     limits = _new_limits(args)
     from sesttune.plan_run import read_plan
     from sesttune.run_setup import change_settings, ensure_data, open_run
+    from sesttune.search.driver import only_driver
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
 
@@ -126,7 +127,8 @@ def _resume(args: argparse.Namespace) -> int:
     check_cluster(known.config)
     sweep = ensure_data(known, console, shard_runner(known.config))
     if limits:
-        sweep = change_settings(sweep, limits)
+        with only_driver(sweep.folder):  # one that runs would not hear of them
+            sweep = change_settings(sweep, limits)
     return _run(sweep, console, read_plan(sweep.folder), resume=True)
 
 

@@ -51,7 +51,7 @@ def run_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     if not resume and list_trials(folder):
         raise UserError(f"{folder} already holds trials: choose another name= or use --resume")
-    with _only_driver(folder):
+    with only_driver(folder):
         if resume and limit_reached(folder, config.sweep) is None:
             try_again(folder)
         with ray_session(config) as available:
@@ -174,8 +174,8 @@ def _first_interrupt_to(gently: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """Two drivers on one sweep would hand out the same trials."""
+def only_driver(folder: Path) -> Iterator[None]:
+    """Two drivers on one sweep would hand out the same trials: raises UserError for the second."""
     with (folder / ".driver.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,6 @@
 """A sweep that a limit has ended, and what `--resume` makes of it."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_trials_keep_their_end_until_a_resumed_sweep_gets_another_limit(
     assert "nothing more would be trained" in again
     assert "to go on, give another sweep.target_val_loss= with --resume" in again
     assert ends() == stopped, "none waits for a GPU that it will not get"
+    with (folder / ".driver.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = (folder / "sweep.yaml").read_text()
+        assert run(sweep, ["--resume", "s", "sweep.target_val_loss=1e-9"]) == 2
+        assert "by another process" in capsys.readouterr().err
+        assert (folder / "sweep.yaml").read_text() == before
     other = ["--resume", "s", "sweep.target_val_loss=null"]
     assert run(sweep, [*other, "--time-budget", "1s"]) == 2
     [line] = capsys.readouterr().err.splitlines()
