@@ -1,13 +1,14 @@
 """Distances between a predicted and a real set of cells, one value a set.
 
 All take [sets, cells, genes] twice and return float32 [sets], computed in float32 also where
-the head is under autocast. Conventions follow geomloss, so values compare with those of the
-public model.
+the head is under autocast (but see `_tf32_suffices`). Conventions follow geomloss, so values
+compare with those of the public model.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,23 +54,33 @@ def energy_distance(predicted: Tensor, real: Tensor) -> Tensor:
 class _EnergyDistance(torch.autograd.Function):
     """Value and gradient in one pass: d|x-y|/dx = (x-y)/|x-y|, so both come of the distances.
 
-    Three matrix products for the value and two for the gradient, where differentiating
+    Two matrix products for the value and one for the gradient, where differentiating
     `distances` takes eight, and copies of the cells at each.
     """
 
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, real: Tensor, differentiate: bool) -> Tensor:
         differentiate = differentiate and predicted.requires_grad
+        gradient = torch.empty_like(predicted) if differentiate else None
+        with _in_tf32(differentiate and _tf32_suffices(predicted)):
+            values = _EnergyDistance._values(predicted, real, gradient)
+        ctx.gradient = gradient
+        return values
+
+    @staticmethod
+    def _values(predicted: Tensor, real: Tensor, gradient: Tensor | None) -> Tensor:
+        """The distance of each set; its gradient is written to `gradient`, where there is one."""
         step, pieces = _at_once(predicted)
-        values, gradient = [], torch.empty_like(predicted) if differentiate else None
+        values = []
         for first in range(0, len(predicted), step):
-            x, y = (part[first : first + step].float() for part in (predicted, real))
-            # Gram matrices lose digits when cells are close and far from the origin.
-            centre = y.mean(-2, keepdim=True)
-            x, y = (_in_pieces(cells, centre, pieces) for cells in (x, y))
-            self_x, self_y = _products(x, x), _products(y, y)
+            here = slice(first, first + step)
+            both = _centred(predicted[here], real[here], pieces)
+            sizes = predicted.shape[1], real.shape[1]
+            x, y = both.split(sizes, dim=-2)
+            self_x, to_y = (_product(a, b.mT).sum(1) for a, b in ((x, x), (both, y)))
+            x_to_y, self_y = to_y.split(sizes, dim=-2)
             square_x, square_y = (gram.diagonal(dim1=-2, dim2=-1) for gram in (self_x, self_y))
-            across = _gram_distances(_products(x, y), square_x, square_y)
+            across = _gram_distances(x_to_y, square_x, square_y)
             within = _gram_distances(self_x, square_x, square_x)
             within_real = _gram_distances(self_y, square_y, square_y)
             values.append(
@@ -77,15 +88,12 @@ class _EnergyDistance(torch.autograd.Function):
             )
             if gradient is not None:
                 to_real, to_self = (_inverse(d) / d[0].numel() for d in (across, within))
-                part = x * (to_real.sum(-1) - to_self.sum(-1))[:, None, :, None]
-                for weights, cells, sign in ((to_real, y, -1), (to_self, x, 1)):
-                    weights = weights[:, None].expand(-1, pieces, -1, -1)
-                    part.flatten(0, 1).baddbmm_(
-                        weights.flatten(0, 1), cells.flatten(0, 1), alpha=sign
-                    )
-                whole = gradient[first : first + step].unflatten(-1, (pieces, -1))
-                whole.copy_(part.transpose(1, 2))
-        ctx.gradient = gradient
+                # Of x - y and x - x', what multiplies each cell: x itself on the diagonal.
+                weights = torch.cat([to_self, -to_real], -1)
+                own = to_real.sum(-1) - to_self.sum(-1)
+                weights.diagonal(dim1=-2, dim2=-1).add_(own)
+                part = _product(weights[:, None], both)
+                gradient[here].unflatten(-1, (pieces, -1)).copy_(part.transpose(1, 2))
         return torch.cat(values)
 
     @staticmethod
@@ -94,6 +102,27 @@ class _EnergyDistance(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         gradient *= outer[0][:, None, None]
         return gradient, None, None
+
+
+def _tf32_suffices(predicted: Tensor) -> bool:
+    """Whether a step's products may round their factors to 11 bits: these come rounded to 8.
+
+    At the plan's sizes they are 47 GFLOP, which a GPU's tensor cores do not take in float32.
+    Rounded once and alike in all products, cells still have distances of points.
+    """
+    return predicted.is_cuda and predicted.dtype == torch.bfloat16
+
+
+@contextmanager
+def _in_tf32(wanted: bool) -> Iterator[None]:
+    """Float32 products of a GPU in TF32, where `wanted`."""
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _at_once(x: Tensor) -> tuple[int, int]:
@@ -108,15 +137,23 @@ def _at_once(x: Tensor) -> tuple[int, int]:
     return len(x), next(count for count in PIECES if x.shape[-1] % count == 0)
 
 
-def _in_pieces(x: Tensor, centre: Tensor, pieces: int) -> Tensor:
-    """x - centre of [sets, cells, genes], laid out as [sets, pieces, cells, genes / pieces]."""
-    x, centre = (part.unflatten(-1, (pieces, -1)).transpose(1, 2) for part in (x, centre))
-    return torch.sub(x, centre, out=x.new_empty(x.shape))
+def _centred(x: Tensor, y: Tensor, pieces: int) -> Tensor:
+    """The cells of x, then those of y, float32 [sets, pieces, n + m, genes / pieces].
+
+    Less the mean of y: Gram matrices lose digits when cells are close and far from the origin.
+    """
+    centre = y.mean(-2, keepdim=True, dtype=torch.float32)
+    x, y, centre = (part.unflatten(-1, (pieces, -1)).transpose(1, 2) for part in (x, y, centre))
+    sets, _, n, genes = x.shape
+    both = centre.new_empty(sets, pieces, n + y.shape[2], genes)
+    torch.sub(x, centre, out=both[:, :, :n])
+    torch.sub(y, centre, out=both[:, :, n:])
+    return both
 
 
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Products [sets, n, m] of each cell of x with each of y, both `_in_pieces`."""
-    return (x @ y.transpose(-1, -2)).sum(1)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Every matrix product of the energy distance."""
+    return a @ b
 
 
 def _gram_distances(gram: Tensor, square_x: Tensor, square_y: Tensor) -> Tensor:

@@ -80,6 +80,64 @@ def test_a_gpu_takes_the_genes_in_as_many_pieces_as_divide_them() -> None:
     assert losses._at_once(torch.empty(16, 4, 8)) == (1, 1)
 
 
+def to_tf32(x: Tensor, nearest: bool) -> Tensor:
+    """As tensor cores take float32: to 11 bits, the nearest value or what is left of it."""
+    bits = x.contiguous().view(torch.int32) + 0x1000 * nearest
+    return (bits & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+def test_products_in_tf32_are_off_by_less_than_bfloat16_rounds(
+    monkeypatch: pytest.MonkeyPatch, nearest: bool
+) -> None:
+    x, y = realistic(8)
+    x = x.bfloat16()
+    found = []
+    for rounded in (False, True):
+        if rounded:
+            monkeypatch.setattr(
+                losses, "_product", lambda a, b: to_tf32(a, nearest) @ to_tf32(b, nearest)
+            )
+        predicted = x.float().clone().requires_grad_()
+        value = energy_distance(predicted, y)
+        value.sum().backward()
+        assert predicted.grad is not None
+        found += [value.detach(), predicted.grad]
+    value, gradient, in_tf32, its_gradient = found
+    assert not torch.equal(value, in_tf32)
+    assert torch.allclose(value, in_tf32, rtol=5e-4)
+    assert (gradient - its_gradient).abs().max() < 2e-3 * gradient.abs().max()
+    assert (gradient - its_gradient).norm() < (gradient - gradient.bfloat16().float()).norm()
+
+
+def test_a_step_in_bfloat16_on_a_gpu_takes_tf32_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeTensorMode():  # no values, so no GPU is needed
+        half, full = (torch.empty(2, device="cuda", dtype=t) for t in (torch.bfloat16, None))
+        assert losses._tf32_suffices(half)
+        assert not losses._tf32_suffices(full)
+    x, y = sets(0)
+    assert not losses._tf32_suffices(x.bfloat16())
+    seen = []
+
+    def noted(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return a @ b
+
+    monkeypatch.setattr(losses, "_product", noted)
+    monkeypatch.setattr(losses, "_tf32_suffices", lambda _: True)
+    with torch.no_grad():
+        energy_distance(x, y)  # validation
+    assert set(seen) == {"highest"}
+    del seen[:]
+    energy_distance(x.requires_grad_(), y)
+    assert set(seen) == {"high"}
+    with pytest.raises(RuntimeError):
+        energy_distance(x, y[..., 1:])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
 def test_mixed_precision_leaves_the_loss_in_float32(name: str) -> None:
     """Autocast would take its products in bfloat16, which loses two of three digits."""
