@@ -21,7 +21,7 @@ import torch
 from synthetic_trial import add_sizes, open_matrix, read_job, read_row, write_trial
 
 from sesttune.data.loader import TrainingBatches
-from sesttune.data.readers import HostReader, Reader, ResidentReader
+from sesttune.data.readers import DenseReader, HostReader, Reader, ResidentReader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
 from sesttune.host_memory import keep_freed_memory
@@ -67,6 +67,8 @@ class Rates:
             yield f"store, {cores} processes", self._of_processes(cores)
         if torch.cuda.is_available():
             yield "device memory", self._of_batches(ResidentReader(self.data, device), 1)
+            whole = DenseReader(self.data, device)
+            yield "device memory, with zeros", self._of_batches(whole, 1)
 
     def batches(self, reader: Reader, threads: int) -> TrainingBatches:
         return TrainingBatches(self._sampler(), reader, self._sets, threads)

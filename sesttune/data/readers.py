@@ -1,7 +1,8 @@
 """Where the data of a trial lie while it trains, chosen from free memory, and how batches are made.
 
-- on a GPU that has room, the whole store lies in its memory (4 bytes a stored value), and a
-  batch is gathered and made dense there from a few kB of row numbers;
+- on a GPU that has room, the whole store lies in its memory, and a batch is made there from a few
+  kB of row numbers: of rows compressed as on disk (4 bytes a stored value), or with their zeros
+  where that is hardly more (2 bytes a gene), which a batch is then copied from in order;
 - on a GPU without room, threads gather compressed rows into page-locked memory, and they
   are copied and made dense on the device without waiting;
 - on a CPU, threads make dense rows from the mapped files.
@@ -10,7 +11,9 @@
 device. Control embeddings and perturbation features always lie on the device.
 """
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,11 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sesttune.data.rows import Buffers, CsrRows, dense, gather, signed, to_host, torch_dtype
+from sesttune.data.rows import (
+    Buffers,
+    CsrRows,
+    Kind,
+    dense,
+    expression,
+    gather,
+    signed,
+    to_host,
+    torch_dtype,
+)
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.machine import free_memory
+from sesttune.out_of_memory import give_back, is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 """`control_emb` [sets, cells, embed_dim], `pert_emb` [sets, pert_dim], `target` [sets, cells,
@@ -30,6 +46,11 @@ genes] (log1p expression); float32."""
 
 RESIDENT_SHARE = 0.6
 """Of a trial's device memory, what data may take; the head, Adam and activations need the rest."""
+ZEROS_WORTH = 1.5
+"""How much more memory rows with their zeros may take than compressed ones: at that density (a
+third) a batch of them is half the bytes to read and write, and at a sixth no fewer."""
+_ROWS = 1_024
+"""Made dense at a time while the store is uploaded."""
 GIB = 2**30
 
 
@@ -59,17 +80,44 @@ def choose_reader(
         if location == "device":
             raise UserError("data.kwargs.store_location=device needs a GPU; set it to auto")
         return HostReader(data, f"{store} {_host_memory(data)}")
+    kinds: list[tuple[Callable[..., Reader], int, str]]
+    kinds = [(ResidentReader, data.store.nbytes, "resident")]
+    if data.store.dense_nbytes <= ZEROS_WORTH * data.store.nbytes:
+        kinds.insert(0, (DenseReader, data.store.dense_nbytes, "resident with its zeros"))
     free, total = torch.cuda.mem_get_info(device)
     room = RESIDENT_SHARE * min(free, share * total)
-    need = data.store.nbytes + data.controls.matrix.nbytes + data.features.nbytes
-    rest = f"{need / GIB:.2f} GiB with embeddings, {room / GIB:.2f} GiB is free for data"
-    if location == "device" and need > room:
+    for kind, size, how in kinds:
+        need = size + data.controls.matrix.nbytes + data.features.nbytes
+        rest = f"{need / GIB:.2f} GiB with embeddings, {room / GIB:.2f} GiB is free for data"
+        if location != "host" and need <= room:
+            reader = _if_it_fits(kind, data, device, f"{store} {how} on {device} ({rest})")
+            if reader is not None:
+                return reader
+    if location == "device":
         raise UserError(
             f"data.kwargs.store_location=device: the data take {rest}; set it to auto or host"
         )
-    if location == "device" or (location == "auto" and need <= room):
-        return ResidentReader(data, device, f"{store} resident on {device} ({rest})")
-    return StreamingReader(data, device, f"{store} {_host_memory(data)}, streamed to {device}")
+    told = f"{store} {_host_memory(data)}, streamed to {device}"
+    reader = _if_it_fits(StreamingReader, data, device, told)
+    if reader is None:
+        raise UserError(
+            f"{device} has too little free memory for the control embeddings: end what else uses it"
+        )
+    return reader
+
+
+def _if_it_fits(
+    kind: Callable[..., Reader], data: TrialData, device: torch.device, description: str
+) -> Reader | None:
+    """None where another process has taken the memory since it was found to be free."""
+    try:
+        return kind(data, device, description)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    give_back()  # outside of `except`, whose traceback holds what had been uploaded
+    log.warning("no room any more for a %s", description)
+    return None
 
 
 class HostReader:
@@ -148,8 +196,33 @@ class StreamingReader:
         return self._inputs.finish(inputs, rows.to(self._inputs.device).dense(self._store.n_genes))
 
 
+class DenseReader:
+    """The store in device memory with its zeros, values as stored."""
+
+    def __init__(self, data: TrialData, device: torch.device, description: str = "") -> None:
+        self.description, self.device = description, device
+        store = data.store
+        self._scale, self._inputs = store.scale, _DeviceInputs(data, device)
+        shape, dtype = (store.n_cells, store.n_genes), torch_dtype(signed(store.values))
+        self._rows = torch.zeros(shape, dtype=dtype, device=device)
+        for first in range(0, store.n_cells, _ROWS):
+            piece = self._rows[first : first + _ROWS]
+            rows = gather(store, np.arange(first, first + len(piece)), pin=False).to(device)
+            rows.scatter(piece)
+
+    def prepare(self, sets: CellSets) -> tuple[_Inputs, Tensor, Tensor, Kind]:
+        rows, pin = sets.pert_rows.ravel(), self._inputs.pin
+        scale = self._scale[rows]
+        return self._inputs.prepare(sets), to_host(rows, pin), to_host(scale, pin), Kind.of(scale)
+
+    def finish(self, prepared: tuple[_Inputs, Tensor, Tensor, Kind]) -> Batch:
+        inputs, *parts, kind = prepared
+        rows, scale = (part.to(self._inputs.device, non_blocking=True) for part in parts)
+        return self._inputs.finish(inputs, expression(self._rows[rows], scale[:, None], kind))
+
+
 class ResidentReader:
-    """The store in device memory."""
+    """The store in device memory, compressed."""
 
     def __init__(self, data: TrialData, device: torch.device, description: str = "") -> None:
         self.description, self.device = description, device
@@ -157,24 +230,26 @@ class ResidentReader:
         self._genes = _upload(signed(data.store.indices), device)
         self._values = _upload(signed(data.store.values), device)
 
-    def prepare(self, sets: CellSets) -> tuple[_Inputs, Tensor, Tensor, Tensor, int]:
+    def prepare(self, sets: CellSets) -> tuple[_Inputs, Tensor, Tensor, Tensor, int, Kind]:
         rows, store, pin = sets.pert_rows.ravel(), self._store, self._inputs.pin
         starts, stops = store.indptr[rows], store.indptr[rows + 1]
         # Where each row's values begin in the store, less where they begin in the batch.
         shift = stops - np.cumsum(stops - starts)
-        parts = (to_host(part, pin) for part in (stops - starts, shift, store.scale[rows]))
-        lengths, shifts, scale = parts
-        return self._inputs.prepare(sets), lengths, shifts, scale, int((stops - starts).sum())
+        scale = store.scale[rows]
+        lengths, shifts, factors = (to_host(p, pin) for p in (stops - starts, shift, scale))
+        total = int((stops - starts).sum())
+        return self._inputs.prepare(sets), lengths, shifts, factors, total, Kind.of(scale)
 
-    def finish(self, prepared: tuple[_Inputs, Tensor, Tensor, Tensor, int]) -> Batch:
-        inputs, *parts, total = prepared
+    def finish(self, prepared: tuple[_Inputs, Tensor, Tensor, Tensor, int, Kind]) -> Batch:
+        inputs, *parts, total, kind = prepared
         device = self._inputs.device
         lengths, shifts, scale = (part.to(device, non_blocking=True) for part in parts)
         row = torch.repeat_interleave(lengths, output_size=total)
         place = shifts[row]
         place += torch.arange(total, device=device)
         genes, values = self._genes[place], self._values[place]
-        return self._inputs.finish(inputs, dense(row, scale, genes, values, self._store.n_genes))
+        target = dense(row, scale, genes, values, self._store.n_genes, kind)
+        return self._inputs.finish(inputs, target)
 
 
 def _upload(array: np.ndarray, device: torch.device, piece: int = 64 * 2**20) -> Tensor:

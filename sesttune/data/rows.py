@@ -9,6 +9,7 @@ and made dense there.
 import sys
 import threading
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -109,11 +110,25 @@ def _log1p(values: np.ndarray, scale: np.ndarray, lengths: np.ndarray) -> np.nda
     return logs if raw.all() else np.where(np.repeat(raw, lengths), logs, scaled)
 
 
+class Kind(Enum):
+    """What the values of some cells are: the host knows, so a device need not look at each."""
+
+    RAW = "raw"
+    LOG1P = "log1p"
+    BOTH = "some of each"
+
+    @classmethod
+    def of(cls, scale: np.ndarray) -> "Kind":
+        """By the cells' factors (0: values are log1p)."""
+        raw = scale > 0
+        return cls.RAW if raw.all() else cls.BOTH if raw.any() else cls.LOG1P
+
+
 @dataclass(frozen=True)
 class CsrRows:
     """Some rows on their way to a device.
 
-    `lengths` int64 [n], `scale` float32 [n]; `genes` and `values` [nnz] are bit patterns:
+    `lengths` int64 [n], `scale` float32 [n] of `kind`; `genes` and `values` [nnz] are bit patterns:
     torch can convert uint16 and uint32, but not index them, so they travel as int16 and int32.
     """
 
@@ -121,29 +136,46 @@ class CsrRows:
     scale: Tensor
     genes: Tensor
     values: Tensor
+    kind: Kind
 
     def to(self, device: torch.device) -> "CsrRows":
         """The same on `device`, copied without waiting where the memory is pinned."""
         tensors = (self.lengths, self.scale, self.genes, self.values)
-        return CsrRows(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        lengths, scale, genes, values = (t.to(device, non_blocking=True) for t in tensors)
+        return CsrRows(lengths, scale, genes, values, self.kind)
 
     def dense(self, n_genes: int) -> Tensor:
         """log1p expression float32 [n, genes], on the device the rows are on."""
         row = torch.repeat_interleave(self.lengths, output_size=len(self.genes))
-        return dense(row, self.scale, self.genes, self.values, n_genes)
+        return dense(row, self.scale, self.genes, self.values, n_genes, self.kind)
+
+    def scatter(self, out: Tensor) -> None:
+        """Write the values as they are into `out` [n, genes], of their type and zero."""
+        row = torch.repeat_interleave(self.lengths, output_size=len(self.genes))
+        out[row, unsigned(self.genes).long()] = self.values
 
 
-def dense(row: Tensor, scale: Tensor, genes: Tensor, values: Tensor, n_genes: int) -> Tensor:
+def dense(
+    row: Tensor, scale: Tensor, genes: Tensor, values: Tensor, n_genes: int, kind: Kind
+) -> Tensor:
     """log1p expression float32 [n, genes]; `row` int64 [nnz], the rest as in `CsrRows`.
 
     A batch of the VCC data has 17 million values, and a GPU's time goes with the bytes that they
     are read and written as: nothing but what addresses memory is made int64.
     """
-    values, factor = unsigned(values).float(), scale[row]
-    values = torch.where(factor > 0, (values * factor).log1p_(), values)
+    values = expression(values, scale if kind is Kind.LOG1P else scale[row], kind)
     out = torch.zeros(len(scale), n_genes, device=row.device)
     out[row, unsigned(genes).long()] = values
     return out
+
+
+def expression(values: Tensor, factor: Tensor, kind: Kind) -> Tensor:
+    """log1p expression float32 of stored values; `factor` is that of each one's cell, if raw."""
+    values = unsigned(values).float()
+    if kind is Kind.LOG1P:
+        return values
+    logs = (values * factor).log1p_()
+    return logs if kind is Kind.RAW else torch.where(factor > 0, logs, values)
 
 
 def gather(store: CsrArrays, rows: np.ndarray, pin: bool) -> CsrRows:
@@ -162,6 +194,7 @@ def gather(store: CsrArrays, rows: np.ndarray, pin: bool) -> CsrRows:
         to_host(store.scale[rows], pin),
         joined(store.indices),
         joined(store.values),
+        Kind.of(store.scale[rows]),
     )
 
 

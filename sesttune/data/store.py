@@ -75,6 +75,11 @@ class CellStore:
         """Bytes of the expression values and their gene indices."""
         return self.indices.nbytes + self.values.nbytes
 
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the expression values with all their zeros, as stored."""
+        return self.n_cells * self.n_genes * int(self.values.itemsize)
+
     def dense(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """log1p expression of `rows` (int64 [n]), float32 [n, genes], into `out` if given."""
         return dense_rows(self, rows, out)

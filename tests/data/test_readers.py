@@ -1,12 +1,20 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.tiny_data import MeanEncoder, write_tiny
 
 from sesttune.config.load import load_config
+from sesttune.data import readers
 from sesttune.data.loader import TrainingBatches
-from sesttune.data.readers import HostReader, ResidentReader, StreamingReader, choose_reader
+from sesttune.data.readers import (
+    DenseReader,
+    HostReader,
+    ResidentReader,
+    StreamingReader,
+    choose_reader,
+)
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
@@ -30,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader])
+@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader, DenseReader])
 def test_every_reader_gives_the_batches_of_the_host(
     data: TrialData, kind: type, device: str
 ) -> None:
@@ -48,7 +56,7 @@ def test_every_reader_gives_the_batches_of_the_host(
     moved.close()
 
 
-@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader])
+@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader, DenseReader])
 def test_a_batch_on_a_device_is_made_without_asking_it_for_a_value(
     data: TrialData, kind: type
 ) -> None:
@@ -78,15 +86,65 @@ def test_a_device_is_asked_for_where_there_is_none(data: TrialData) -> None:
         choose_reader(data, torch.device("cpu"), "device")
 
 
+def chosen(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch, room: float, location: str = "auto"
+) -> type:
+    """By what a GPU with `room` bytes for data takes; the meta device has no memory to fill."""
+    free = int(room / readers.RESIDENT_SHARE) + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    return type(choose_reader(data, torch.device("meta"), location))
+
+
+def test_a_gpu_takes_rows_with_their_zeros_where_those_are_hardly_more(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = data.controls.matrix.nbytes + data.features.nbytes
+    compressed = data.store.nbytes
+    for whole, ample in ((1.5 * compressed, DenseReader), (1.51 * compressed, ResidentReader)):
+        monkeypatch.setattr(type(data.store), "dense_nbytes", whole)
+        assert chosen(data, monkeypatch, 2 * compressed + beside) is ample
+        assert chosen(data, monkeypatch, compressed + beside) is ResidentReader
+        assert chosen(data, monkeypatch, compressed + beside - 1e3) is StreamingReader
+        assert chosen(data, monkeypatch, 2 * compressed + beside, "host") is StreamingReader
+    monkeypatch.undo()
+    assert data.store.dense_nbytes == data.store.dense(np.arange(data.store.n_cells)).nbytes / 2
+
+
+def test_memory_that_another_process_took_first_is_done_without(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(data.store), "dense_nbytes", data.store.nbytes)
+    asked = []
+
+    def full(kind: type) -> None:
+        def fails(*_: object) -> None:
+            asked.append(kind)
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+        monkeypatch.setattr(kind, "__init__", fails)
+
+    full(DenseReader)
+    assert chosen(data, monkeypatch, 2**40) is ResidentReader
+    full(ResidentReader)
+    assert chosen(data, monkeypatch, 2**40) is StreamingReader
+    assert asked == [DenseReader, DenseReader, ResidentReader]
+    with pytest.raises(UserError, match="store_location=device: the data take"):
+        chosen(data, monkeypatch, 2**40, "device")
+    full(StreamingReader)
+    with pytest.raises(UserError, match="meta has too little free memory for the control embed"):
+        chosen(data, monkeypatch, 2**40)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_takes_the_store_where_there_is_room(
     data: TrialData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cuda = torch.device("cuda", 0)
-    assert isinstance(choose_reader(data, cuda), ResidentReader)
+    assert isinstance(choose_reader(data, cuda), DenseReader | ResidentReader)
     assert isinstance(choose_reader(data, cuda, "host"), StreamingReader)
-    monkeypatch.setattr(type(data.store), "nbytes", 2**60)
+    for size in ("nbytes", "dense_nbytes"):
+        monkeypatch.setattr(type(data.store), size, 2**60)
     assert isinstance(choose_reader(data, cuda), StreamingReader)
     with pytest.raises(UserError, match="GiB is free for data; set it to auto or host"):
         choose_reader(data, cuda, "device")
@@ -94,8 +152,9 @@ def test_a_gpu_takes_the_store_where_there_is_room(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_is_never_waited_for(data: TrialData) -> None:
-    reader = ResidentReader(data, torch.device("cuda"))
+@pytest.mark.parametrize("kind", [StreamingReader, ResidentReader, DenseReader])
+def test_a_gpu_is_never_waited_for(data: TrialData, kind: type) -> None:
+    reader = kind(data, torch.device("cuda"))
     batches = TrainingBatches(CellSetSampler(data, 8, 0), reader, 4, num_workers=2)
     next(batches)
     torch.cuda.set_sync_debug_mode("error")

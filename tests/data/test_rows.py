@@ -52,7 +52,18 @@ def test_making_rows_dense_asks_the_device_for_no_value() -> None:
     rows = gather(store(np.uint16, np.uint16, "both"), np.arange(9), pin=False)
     with FakeTensorMode() as mode:
         parts = (mode.from_tensor(t) for t in (rows.lengths, rows.scale, rows.genes, rows.values))
-        assert CsrRows(*parts).dense(300).shape == (9, 300)
+        assert CsrRows(*parts, kind=rows.kind).dense(300).shape == (9, 300)
+
+
+@pytest.mark.parametrize("kind", ["raw", "log1p", "both"])
+def test_only_cells_of_both_kinds_are_compared_value_by_value(kind: str) -> None:
+    rows = gather(store(np.uint16, np.uint16, kind), np.arange(40), pin=False)
+    assert rows.kind.name.lower() == kind
+    with torch.profiler.profile() as profile:
+        rows.dense(300)
+    ran = {event.name for event in profile.events()}
+    assert ("aten::where" in ran) == (kind == "both")
+    assert ("aten::log1p_" in ran) == (kind != "log1p")
 
 
 def test_rows_without_values_are_zero() -> None:
