@@ -5,6 +5,7 @@ other metric does, also when the server was away. They come from the kernel's co
 thread and without psutil: a reading takes some 40 µs on a CPU.
 """
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 from sesttune.machine import cores
+
+log = logging.getLogger(__name__)
 
 PREFIX = "system/"
 MEMINFO = Path("/proc/meminfo")
@@ -60,8 +63,9 @@ class SystemMetrics:
         if self._has_utilization:
             try:
                 found["gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
-            except Exception:  # NVML is a package or a permission away, in many ways
+            except Exception as error:  # NVML is a package or a permission away, in many ways
                 self._has_utilization = False
+                log.warning("no %sgpu_0_utilization_percentage: %s", PREFIX, error)
         return found
 
 
