@@ -21,6 +21,20 @@ def cores(root: Path = _ROOT) -> int:
     return max(1, int(found))
 
 
+def gpus() -> int:
+    """GPUs that trials can be given, as torch counts them.
+
+    Of several instances (MIG) that CUDA_VISIBLE_DEVICES lists, a process sees the first alone, and
+    so does torch; but each process can be given its own.
+    """
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    instances = sum(name.startswith("MIG-") for name in listed)
+    seen = torch.cuda.device_count()
+    return max(seen, instances) if seen else 0
+
+
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes that can be taken, or cached of files, without swapping; 0 where it is not known."""
     meminfo = _fields(root / "proc/meminfo")

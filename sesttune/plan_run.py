@@ -13,7 +13,7 @@ from sesttune.atomic import write_text
 from sesttune.command import show_table
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
-from sesttune.machine import cores
+from sesttune.machine import cores, gpus
 from sesttune.run_setup import Run, write_settings
 from sesttune.search.budget import SPENT
 from sesttune.search.calibrate import Speed, calibrate
@@ -112,14 +112,12 @@ def trained_steps(folder: Path) -> int:
 
 def _machine(config: Config) -> Slots:
     """The slots of this machine, as Ray would count them; those of a cluster once it is joined."""
-    import torch
-
     if cluster_address(config) is not None:
         from sesttune.search.ray_session import ray_session
 
         with ray_session(config) as found:
             return found
-    return slots(config, {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())})
+    return slots(config, {"CPU": float(cores()), "GPU": float(gpus())})
 
 
 def _headline(plan: Plan, given: Slots, speed: Speed, config: Config) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
-from sesttune.machine import cores, free_memory
+from sesttune.machine import cores, free_memory, gpus
 
 GIB = 1 << 30
 MEMINFO = "MemTotal: 67108864 kB\nMemFree: 1000 kB\nMemAvailable: 33554432 kB\n"  # 32 GiB
@@ -76,3 +77,15 @@ def test_a_container_sees_its_own_group_at_the_top(tmp_path: Path) -> None:
         },
     )
     assert (cores(root), free_memory(root)) == (4, 7 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("listed", "seen", "found"),
+    [("", 3, 3), ("MIG-a,MIG-b", 1, 2), ("MIG-a", 1, 1), ("0,1", 2, 2), ("MIG-a,MIG-b", 0, 0)],
+)
+def test_instances_of_a_gpu_are_counted_though_a_process_sees_one(
+    monkeypatch: pytest.MonkeyPatch, listed: str, seen: int, found: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert gpus() == found

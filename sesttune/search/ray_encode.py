@@ -11,6 +11,7 @@ from typing import Any
 from sesttune.cached_folder import Progress
 from sesttune.config.schema import Config
 from sesttune.data.shards import ENCODING, Encoder, Runner, Shard, ShardEncoder, encode_here
+from sesttune.machine import gpus
 from sesttune.search.ray_session import cluster_address, ray_session
 
 
@@ -18,16 +19,14 @@ def shard_runner(config: Config) -> Runner:
     """Every GPU of the cluster that was asked for, or of this node if it has several; else here."""
 
     def run(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
-        import torch
-
-        if cluster_address(config) is not None or torch.cuda.device_count() > 1:
+        if cluster_address(config) is not None or gpus() > 1:
             with ray_session(config):
                 import ray
 
-                gpus = int(ray.cluster_resources().get("GPU", 0))
-                if gpus:
+                workers = int(ray.cluster_resources().get("GPU", 0))
+                if workers:
                     each = {"num_cpus": 0, "num_gpus": 1}
-                    return encode_with_ray(shards, encoder, progress, gpus, each)
+                    return encode_with_ray(shards, encoder, progress, workers, each)
         encode_here(shards, encoder, progress)
 
     return run

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sesttune import host_memory
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.machine import cores
+from sesttune.machine import cores, gpus
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -140,7 +140,7 @@ def _start(device: str) -> None:
             num_cpus=cores(),
             # As planned with. By itself Ray asks NVML, which a container may lack, and which counts
             # a GPU of several instances (MIG) otherwise than CUDA does.
-            num_gpus=torch.cuda.device_count(),
+            num_gpus=gpus(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

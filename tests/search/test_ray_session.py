@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def test_ray_counts_the_gpus_that_torch_sees(monkeypatch: pytest.MonkeyPatch) ->
     with ray_session(load_config([])) as given:
         assert given.gpus == 1
         assert given.concurrent == min(3, cores())
+
+
+def test_each_trial_gets_an_instance_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA shows a process the first of those listed; Ray lists one for each."""
+    import ray
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def listed() -> str:
+        time.sleep(2)  # until both run
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    with ray_session(load_config([])):
+        task = ray.remote(num_cpus=0, num_gpus=1)(listed)
+        assert sorted(ray.get([task.remote(), task.remote()])) == ["MIG-a", "MIG-b"]
 
 
 def test_slots_are_shared_out_and_what_cannot_fit_is_refused():
