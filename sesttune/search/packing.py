@@ -20,14 +20,15 @@ from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.out_of_memory import CONTEXT_GIB
 from sesttune.search.space import SearchSpace
 
 PACKING = "packing.json"
 COUNTS = (1, 2, 4)
 GAIN = 1.1
 """Less than a tenth more steps is not worth trials that each take longer."""
-MEMORY_SHARE, CONTEXT_GIB = 0.9, 0.7
-"""Of a GPU that trials may fill; what a process takes beside its tensors (CUDA and its kernels)."""
+MEMORY_SHARE = 0.9
+"""Of a GPU that trials may fill. A trial is kept to its own share of it, when measured, too."""
 INTERVAL, MEASURED_S, MEETING_S = 50, 5.0, 300.0
 
 

@@ -15,7 +15,7 @@ from sesttune.config.schema import Config
 from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
 from sesttune.host_memory import keep_freed_memory
-from sesttune.out_of_memory import give_back, is_out_of_memory
+from sesttune.out_of_memory import give_back, is_out_of_memory, keep_to_share
 from sesttune.training.callbacks import Report
 from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment
@@ -69,6 +69,7 @@ def run_trial(
     give_back()  # or what an earlier trial of this process left counts as taken
     data = TrialData.open(manifest)
     share = config.sweep.gpu_share
+    keep_to_share(device, share)
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)
     note_facts(folder, data=reader.description)
     note_environment(folder, device)

@@ -10,6 +10,7 @@ from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint
 from sesttune.model.st_head import STHead
 from sesttune.out_of_memory import is_out_of_memory
+from sesttune.training import trial
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
@@ -35,7 +36,63 @@ def test_the_machine_says_out_of_memory_in_a_way_that_is_understood() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    newer = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
+    assert is_out_of_memory(RuntimeError(newer))
+    assert is_out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_library_that_does_not_start_is_out_of_memory_where_the_gpu_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = (
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    )
+    for words in said:
+        for free, full in ((0.1, True), (20.0, False)):
+            monkeypatch.setattr(
+                torch.cuda, "mem_get_info", lambda free=free: (int(free * 2**30), 80 * 2**30)
+            )
+            assert is_out_of_memory(RuntimeError(words)) is full
+
+    def failed() -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", failed)
+    assert not is_out_of_memory(RuntimeError(said[0]))
+
+
+@pytest.mark.parametrize(("asked", "share"), [(1.0, None), (0.5, 0.5), ("auto", None)])
+def test_a_trial_that_shares_a_gpu_is_kept_to_its_share_before_its_data_are_there(
+    tiny: TinyData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: float | str,
+    share: float | None,
+) -> None:
+    limits: list[tuple[float, torch.device]] = []
+    gpu = torch.device("cuda", 0)
+
+    class ReaderWanted(Exception):
+        pass
+
+    def wanted(*_: object) -> None:
+        raise ReaderWanted
+
+    monkeypatch.setattr(trial, "pick_device", lambda _: gpu)
+    monkeypatch.setattr(trial, "choose_reader", wanted)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**30, 70 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit)
+    )
+    config = load_config(base=tiny.settings(**{"sweep.gpus_per_trial": asked}))
+    with pytest.raises(ReaderWanted):
+        run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    if share is None:
+        assert limits == []
+    else:
+        assert limits == [(pytest.approx(share - 0.01), gpu)]  # CUDA's own 0.7 of 70 GiB
 
 
 def test_what_fails_while_a_full_gpu_is_cleaned_up_hides_nothing() -> None:
