@@ -235,6 +235,13 @@ class SEEncoder:
                 model = build_transformer(weights, self.files)
                 proteins = weights.proteins
                 del weights  # the checkpoint's pages, which `freeze` can then let go one by one
-                model.to(self.device).freeze(proteins, DTYPES[self.precision])
+                try:
+                    model.to(self.device).freeze(proteins, DTYPES[self.precision])
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise UserError(
+                        f"{self.device} has too little free memory for the encoder itself"
+                    ) from None
                 self._model = model
             return self._model

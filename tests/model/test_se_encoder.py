@@ -16,7 +16,7 @@ from sesttune.errors import UserError
 from sesttune.model import attention
 from sesttune.model.se_checkpoint import find_files, read_weights
 from sesttune.model.se_tokens import Tokens
-from sesttune.model.se_transformer import build_transformer
+from sesttune.model.se_transformer import SETransformer, build_transformer
 
 NEEDS_GPU = [
     pytest.mark.gpu,
@@ -136,6 +136,17 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     most = 0
     with pytest.raises(UserError, match="cpu has too little free memory to encode a single cell"):
         encoder.encode(*cells)
+
+
+def test_a_device_too_full_for_the_weights_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(SETransformer, "freeze", full)
+    with pytest.raises(UserError, match="cpu has too little free memory for the encoder itself"):
+        open_oracle().encode(*read("cells_sparse"))
 
 
 @pytest.mark.parametrize("name", ["cells_sparse", "cells_120known", "cells"])
