@@ -126,3 +126,15 @@ def test_the_benchmark_of_searchers_compares_them_all() -> None:
     names = {line.split()[0] for line in done.stdout.splitlines()[2:]}
     assert names == {"fitted", "smooth", "noisy", "crossing", "divergent", "overfitting", "all"}
     assert "gp" in done.stdout.splitlines()[1].split()
+
+
+def test_the_benchmark_of_bytes_counts_each_part_of_a_step() -> None:
+    command = [sys.executable, "-W", "ignore", ROOT / "benchmarks" / "step_bytes.py"]
+    more = ["--genes", "4000", "--expressed", "3000", "--sets", "4", "--cells", "64"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    found = {line[:34].strip(): float(line[34:].split()[0]) for line in done.stdout.splitlines()}
+    parameters = 48_931_616 - 673 * (18_080 - 4_000)
+    assert found["optimizer"] == pytest.approx(28e-9 * parameters, abs=0.02)
+    assert 0 < found["batch, store with its zeros"] < found["batch, store compressed"]
+    of_loss = 5 * 2 * 4 * 64 * 64 * 4_000 / 1e9
+    assert found["loss and its gradient in float32"] == pytest.approx(of_loss, abs=0.006)
