@@ -53,7 +53,7 @@ def keep_to_share(device: torch.device, share: float) -> None:
     """
     if device.type == "cuda" and share < 1:
         total = torch.cuda.mem_get_info(device)[1]
-        fraction = share - CONTEXT_GIB * 2**30 / total
+        fraction = max(0.0, share - CONTEXT_GIB * 2**30 / total)
         torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 

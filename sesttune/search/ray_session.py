@@ -153,7 +153,8 @@ def _start(device: str) -> None:
 def _loopback_as_it_is() -> Iterator[None]:
     """Ray replaces 127.0.0.1 by the machine's address, and listens on every interface then.
 
-    Whoever reaches one of its ports runs code as this user. It has no setting for it.
+    Only its token, which Ray before 2.60 does not ask for by itself, keeps others from running code
+    as this user. There is no setting for it.
     """
     from ray._private import services
 
