@@ -115,10 +115,12 @@ def _tf32_suffices(predicted: Tensor) -> bool:
 
 @contextmanager
 def _in_tf32(wanted: bool) -> Iterator[None]:
-    """Float32 products of a GPU in TF32, where `wanted`."""
+    """Float32 products of a GPU in TF32, where `wanted`; nothing is set where it is not."""
+    if not wanted:
+        yield
+        return
     before = torch.get_float32_matmul_precision()
-    if wanted:
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sesttune.atomic import write_text
 from sesttune.config.load import to_yaml
 from sesttune.config.schema import Config
@@ -64,6 +66,9 @@ def run_trial(
     write_text(folder / "config.yaml", to_yaml(config))
     device = pick_device(config.training)
     check_compiler(config.training)
+    # As the loss leaves it after products in TF32. What is compiled is found again by this setting,
+    # which has a third value, unset, until then.
+    torch.set_float32_matmul_precision("highest")
     if device.type == "cpu":
         keep_freed_memory()
     give_back()  # or what an earlier trial of this process left counts as taken

@@ -138,6 +138,25 @@ def test_a_step_in_bfloat16_on_a_gpu_takes_tf32_and_nothing_else_does(
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("in_tf32", [False, True])
+def test_what_was_compiled_before_a_loss_is_found_again_after_it(
+    monkeypatch: pytest.MonkeyPatch, in_tf32: bool
+) -> None:
+    """torch's cache has this among its keys; it is as a trial sets it, or as a process begins."""
+    monkeypatch.setattr(losses, "_tf32_suffices", lambda _: in_tf32)
+    x, y = sets(0)
+    settings = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    earlier = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = begun = "ieee" if in_tf32 else "none"
+        energy_distance(x.requires_grad_(), y)
+        assert {setting.fp32_precision for setting in settings} == {begun}
+    finally:
+        for setting, value in zip(settings, earlier, strict=True):
+            setting.fp32_precision = value
+
+
 @pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
 def test_mixed_precision_leaves_the_loss_in_float32(name: str) -> None:
     """Autocast would take its products in bfloat16, which loses two of three digits."""
