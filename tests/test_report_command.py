@@ -121,9 +121,9 @@ def test_a_range_has_no_grid_and_is_compared_with_its_trials(tmp_path: Path) -> 
 
 
 def test_what_an_earlier_sweep_trained_costs_nothing(tmp_path: Path) -> None:
-    earlier = write_sweep(tmp_path / "first", space(GRID))
-    write_curve(earlier, "001", point(1e-4, steps=200), [9.0, 4.0, 3.0])
     folder = write_sweep(tmp_path / "second", space(GRID))
+    earlier = write_sweep(folder / "earlier", space(GRID))  # what it keeps of `first`
+    write_curve(earlier, "001", point(1e-4, steps=200), [9.0, 4.0, 3.0])
     write_curve(
         folder,
         "001",
