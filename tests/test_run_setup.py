@@ -42,16 +42,21 @@ def refused(main: Main, words: list[str], capsys: pytest.CaptureFixture[str]) ->
     return line
 
 
+def beside(tmp_path: Path, space: str) -> tuple[dict[str, object], list[str]]:
+    """Folders that are not there yet, and what names a sweep's space, a YAML file of `space`."""
+    file = tmp_path / "space.yaml"
+    file.write_text(f"parameters: {{{space}}}\n")
+    folders: dict[str, object] = {"output_dir": tmp_path / "outputs"}
+    return {**folders, "data.cache_dir": tmp_path / "cache"}, ["--space", str(file)]
+
+
 @pytest.mark.parametrize("main", [train.main, sweep.main])
 def test_a_warm_up_without_end_is_refused_before_the_data_are_read(
     tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
 ) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text("parameters: {training.weight_decay: {type: choice, values: [0.0, 0.1]}}\n")
-    folders = {"output_dir": tmp_path / "outputs", "data.cache_dir": tmp_path / "cache"}
+    folders, space = beside(tmp_path, "training.weight_decay: {type: choice, values: [0.0, 0.1]}")
     words = arguments(tiny, **folders, **{"training.warmup_steps": 20})
-    if main is sweep.main:
-        words += ["--space", str(space)]
+    words += space if main is sweep.main else []
     line = refused(main, words, capsys)
     assert "training.warmup_steps=20 lasts to the end of training.max_steps=20, and lr" in line
     assert ("add the constraint 'warmup_steps < max_steps'" in line) == (main is sweep.main)
@@ -62,14 +67,11 @@ def test_a_warm_up_without_end_is_refused_before_the_data_are_read(
 def test_a_starting_point_is_refused_before_the_data_are_read(
     tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
 ) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text("parameters: {training.max_steps: {type: choice, values: [20, 40]}}\n")
-    folders = {"output_dir": tmp_path / "outputs", "data.cache_dir": tmp_path / "cache"}
+    folders, space = beside(tmp_path, "training.max_steps: {type: choice, values: [20, 40]}")
     start = {"model.checkpoint": first_state(tiny), **folders, "name": "more"}
     words = arguments(tiny, **start)
     if main is sweep.main:  # the smallest that is searched counts
-        words = [w for w in words if not w.startswith("training.max_steps")]
-        words += ["--space", str(space)]
+        words = [w for w in words if not w.startswith("training.max_steps")] + space
     assert "is at step 20 already: training.max_steps=20" in refused(main, words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
