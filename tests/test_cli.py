@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.tiny_data import write_tiny
 from helpers.trained_runs import write_settings
@@ -86,7 +87,13 @@ def test_a_resumed_training_takes_no_other_settings(tmp_path: Path) -> None:
     assert (done.returncode, "may go with it" in done.stderr) == (2, True), done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_training_that_is_told_to_stop_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -118,6 +125,7 @@ def test_a_training_that_is_told_to_stop_says_how_to_go_on(
     assert error.strip() == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
     tmp_path: Path,
 ) -> None:
@@ -157,47 +165,16 @@ def test_a_missing_encoder_is_refused_before_anything_runs(tmp_path: Path) -> No
     assert "SE-600M/se600m_epoch15.ckpt does not exist" in done.stderr
 
 
-def test_encode_writes_both_forms(tmp_path: Path) -> None:
-    import anndata
-    import numpy as np
-
+def test_encode_writes_an_array(tmp_path: Path) -> None:
     oracle = Path(__file__).parent / "data_oracle"
     model = ["--checkpoint", str(oracle / "se_tiny.ckpt")]
     model += ["--protein-embeddings", str(oracle / "protein_embeddings.pt")]
     source = ["--input", str(oracle / "cells.h5ad")]
-    for name in ("out.npy", "out.h5ad"):
-        done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+    done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / "out.npy"))
+    assert done.returncode == 0, done.stderr
     matrix = np.load(tmp_path / "out.npy")
     assert np.abs(matrix - np.load(oracle / "expected.npy")).max() <= 1.5e-6
-    cells = anndata.read_h5ad(tmp_path / "out.h5ad")
-    assert np.array_equal(cells.obsm["X_state"], matrix)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.h5ad", "out.npy"]
-    bad = call("sesttune.encode", *source, *model, "--output", str(tmp_path / "out.csv"))
-    assert bad.returncode == 2
-    assert "must end in .h5ad or .npy" in bad.stderr
-    target = ["--output", str(tmp_path / "more.npy")]
-    wrong = {
-        "--batch-size=0": "--batch-size 0 must be at least 1",
-        "--min-matched=2": "--min-matched 2 must be in [0, 1]",
-        "--config=no.yaml": "--config no.yaml does not exist",
-    }
-    for option, message in wrong.items():
-        done = call("sesttune.encode", *source, *model, *target, option)
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
-    assert not (tmp_path / "more.npy").exists()
-    for name in ("a.ckpt", "b.ckpt"):
-        (tmp_path / name).touch()
-    for folder, message in {
-        "nowhere": "error: --model-folder: nowhere is not a folder",
-        str(tmp_path): "holds several checkpoints (a.ckpt, b.ckpt): which one? set --checkpoint",
-    }.items():
-        done = call("sesttune.encode", *source, *target, "--model-folder", folder)
-        assert done.returncode == 2
-        assert message in done.stderr
-    for place, message in {"gone/more.npy": "gone is not a folder", ".": "must end"}.items():
-        done = call("sesttune.encode", *source, *model, "--output", str(tmp_path / place))
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
 
 
 @pytest.mark.parametrize("command", ["cli", *COMMANDS])

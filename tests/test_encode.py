@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,3 +99,32 @@ def test_a_settings_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
                 str(tmp_path / "o.npy"),
             ]
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*MODEL, "--output=out.csv"], "must end in .h5ad or .npy"),
+        ([*MODEL, "--output=."], "must end"),
+        ([*MODEL, "--output=gone/more.npy"], "gone is not a folder"),
+        ([*MODEL, "--batch-size=0"], "--batch-size 0 must be at least 1"),
+        ([*MODEL, "--min-matched=2"], "--min-matched 2 must be in [0, 1]"),
+        ([*MODEL, "--config=no.yaml"], "--config no.yaml does not exist"),
+        (["--model-folder=nowhere"], "--model-folder: nowhere is not a folder"),
+        (
+            ["--model-folder=two"],
+            "holds several checkpoints (a.ckpt, b.ckpt): which one? set --checkpoint",
+        ),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two").mkdir()
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / "two" / name).touch()
+    source = f"--input={ORACLE / 'cells.h5ad'}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        main([source, "--output=more.npy", *arguments])
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]

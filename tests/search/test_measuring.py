@@ -1,4 +1,4 @@
-"""Where trials are measured; the cluster's GPU is one that Ray counts and torch does not see."""
+"""What a cluster's GPUs do before trials; they are some that Ray counts and torch does not see."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from multiprocessing import spawn
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -13,11 +14,13 @@ from helpers.tiny_data import MeanEncoder, write_tiny
 from rich.console import Console
 
 from sesttune.config.load import load_config
+from sesttune.data import shards
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.plan_run import plan_run
 from sesttune.run_setup import Run
 from sesttune.search.measuring import Lost, Place, in_a_process, place_for
+from sesttune.search.ray_encode import shard_runner
 from sesttune.search.ray_session import Slots
 from sesttune.search.space_file import parse_space
 
@@ -27,6 +30,16 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine 
 
 def has() -> dict[str, float]:
     return dict(ray.get_runtime_context().get_assigned_resources())
+
+
+class NotesItsGpus(MeanEncoder):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def encode(self, x: object, match: object) -> np.ndarray:
+        (self.folder / f"{os.getpid()} {ray.get_gpu_ids()}").touch()
+        return super().encode(x, match)  # type: ignore[arg-type]
 
 
 def refuse(what: str) -> None:
@@ -42,7 +55,7 @@ def cluster() -> Iterator[None]:
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))  # of workers
-        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
+        ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -85,3 +98,16 @@ def test_a_plan_is_measured_on_the_cluster(
         plan_run(Run(folder, config, manifest, space.to_dict()), space, Console(file=file))
     assert "GPU-hours" in (tmp_path / "printed").read_text()
     assert not (folder / ".calibration").exists()
+
+
+def test_a_cluster_is_asked_for_its_gpus_to_encode(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_CELLS", 16)
+    (tmp_path / "calls").mkdir()
+    config = load_config(["sweep.address=auto"], base=write_tiny(tmp_path).settings())
+    encoder = NotesItsGpus(tmp_path / "calls")
+    prepare(config, lambda: encoder, runner=shard_runner(config))
+    made = [path.name.partition(" ") for path in (tmp_path / "calls").iterdir()]
+    assert {on for _, _, on in made} == {"[0]", "[1]"}
+    assert str(os.getpid()) not in [process for process, _, _ in made]

@@ -94,6 +94,7 @@ def test_a_second_process_goes_on_bit_for_bit_and_compiles_nothing(
     ]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_head_trains_like_another(tiny: TinyData, tmp_path: Path) -> None:
     without_dropout = {"model.kwargs.dropout": 0}
