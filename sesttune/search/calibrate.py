@@ -1,10 +1,11 @@
-"""Measure a step before a sweep is planned: some tens of real ones, in a process of its own.
+"""Measure a step before a sweep is planned: some tens of real ones, in a process of their own.
 
 Two trials of the space's smallest and largest batch run alone, one after the other, with the widest
 and deepest head that the space holds. Times of batch sizes between lie on a line through the two.
 """
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,8 @@ def calibrate(
     batch can be trained.
     """
     sizes = _batch_sizes(config, space)
-    samples = [
-        measure(config, space, manifest, folder, threads, {_BATCH: sets}, place=place)
-        for sets in {sizes[0], sizes[-1]}
-    ]
-    return _line(sorted(samples, key=lambda sample: sample.sets))
+    points = [{_BATCH: sets} for sets in sorted({sizes[0], sizes[-1]})]
+    return _line(measure(config, space, manifest, folder, threads, points, place=place))
 
 
 def measure(
@@ -74,27 +72,25 @@ def measure(
     manifest: Path,
     folder: Path,
     threads: int,
-    point: dict[str, Any],
+    points: Sequence[dict[str, Any]],
     interval: int = INTERVAL,
     place: Place = in_a_process,
-) -> Sample:
-    """Five intervals of the widest head and largest batch of `space`, but for what `point` says.
+) -> list[Sample]:
+    """Five intervals of the widest head and largest batch of `space`, but for what a point says.
 
-    In a process of its own; arguments and errors are those of `calibrate`.
+    One after the other in a process of their own, whose imports would else take longer than the
+    steps; arguments and errors are those of `calibrate`.
     """
-    demanding = space.widest(config) | {_BATCH: _batch_sizes(config, space)[-1]} | point
-    arguments = (
-        to_dict(_settings(config, demanding, interval)),
-        str(manifest),
-        str(folder),
-        threads,
-    )
+    widest = space.widest(config) | {_BATCH: _batch_sizes(config, space)[-1]}
+    trials = [_settings(config, widest | point, interval) for point in points]
+    arguments = [to_dict(trial) for trial in trials], str(manifest), str(folder), threads
     try:
-        sample: Sample = place(_measure, *arguments)
-        return sample
+        samples: list[Sample] = place(_measure_all, *arguments)
+        return samples
     except Lost:
+        sizes = ", ".join(str(trial.training.batch_size) for trial in trials)
         raise UserError(
-            f"the process that measured a trial of {_BATCH}={demanding[_BATCH]} was lost (killed, "
+            f"the process that measured trials of {_BATCH}={sizes} was lost (killed, "
             f"or out of memory): free some memory of its machine, or lower {_BATCH}"
         ) from None
     finally:
@@ -144,13 +140,22 @@ class _Enough(Exception):
     """Ends a measured trial."""
 
 
-def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int) -> Sample:
+def _measure_all(
+    settings: list[dict[str, Any]], manifest: str, folder: str, threads: int
+) -> list[Sample]:
     import torch
 
+    torch.set_num_threads(threads)
+    return [
+        _measure(from_dict(trial), Path(manifest), Path(folder, str(number)))
+        for number, trial in enumerate(settings)
+    ]
+
+
+def _measure(config: Config, manifest: Path, folder: Path) -> Sample:
     from sesttune.training.trial import run_trial
 
-    torch.set_num_threads(threads)
-    config, lines = from_dict(settings), list[dict[str, float]]()
+    lines: list[dict[str, float]] = []
 
     def watch(line: dict[str, float]) -> None:
         lines.append(line)
@@ -158,13 +163,13 @@ def _measure(settings: dict[str, Any], manifest: str, folder: str, threads: int)
             raise _Enough
 
     with suppress(_Enough):
-        run_trial(config, Path(manifest), Path(folder), watch)
+        run_trial(config, manifest, folder, watch)
     trained = lines[2:] or lines[1:]  # the first interval warms up
     if not trained:
         raise UserError(f"no step could be measured with {_BATCH}={config.training.batch_size}")
     step_s = sum(1 / line["steps_per_s"] for line in trained) / len(trained)
     took = (trained[-1]["time"] - lines[1]["time"]) / max(1, len(lines) - 2)
-    sizes = {name: (Path(folder) / "checkpoints" / name).stat().st_size for name in (BEST, LAST)}
+    sizes = {name: (folder / "checkpoints" / name).stat().st_size for name in (BEST, LAST)}
     return Sample(
         config.training.batch_size,
         step_s,

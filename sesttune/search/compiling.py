@@ -46,7 +46,8 @@ def fastest_mode(
 
     def train(mode: str) -> Sample:
         point = {"training.compile": mode}
-        return measure(config, space, manifest, folder, threads, point, interval, place)
+        [sample] = measure(config, space, manifest, folder, threads, [point], interval, place)
+        return sample
 
     plain = train("none")
     return choose(plain, {mode: _attempt(train, mode) for mode in modes})

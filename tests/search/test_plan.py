@@ -132,7 +132,7 @@ def test_a_measuring_process_that_is_killed_is_one_line_and_leaves_nothing(tmp_p
         calibrate(config, grid(batch_size=[6]), manifest, scratch, threads=1)
     killer.join()
     assert str(found.value) == (
-        "the process that measured a trial of training.batch_size=6 was lost (killed, or out of "
+        "the process that measured trials of training.batch_size=6 was lost (killed, or out of "
         "memory): free some memory of its machine, or lower training.batch_size"
     )
     assert not scratch.exists()
