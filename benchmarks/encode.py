@@ -33,6 +33,7 @@ from scipy import sparse
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sesttune.data.h5ad import H5adFile
+from sesttune.model.add_norm import add_norm
 from sesttune.model.se_checkpoint import SEFiles
 from sesttune.model.se_demo import SESizes, random_encoder, write_encoder
 from sesttune.model.se_encoder import SEEncoder
@@ -63,6 +64,7 @@ def main() -> None:
         "--precision", nargs="+", default=["auto"], choices=("auto", "fp32", "bf16")
     )
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
+    parser.add_argument("--apart", action="store_true", help="also without our kernel for norms")
     parser.add_argument("--cudnn", action="store_true", help="also with cuDNN's attention")
     parser.add_argument("--batch-size", type=int, help="ours; default: by device")
     parser.add_argument("--public-batch-size", type=int, default=8, help="arc-state: %(default)s")
@@ -82,6 +84,7 @@ def main() -> None:
                 args.precision,
                 ("", "cudnn") if args.cudnn else ("",),
                 ("", "compiled") if args.compiled else ("",),
+                ("", "apart") if args.apart else ("",),
             )
         ]
         if importlib.util.find_spec("state") is None:
@@ -169,6 +172,9 @@ def work(name: str, folder: str, args: argparse.Namespace) -> None:
             files, device=args.device, precision=precision, batch_size=args.batch_size
         )
         about = f"{encoder.device}, {encoder.precision}, {encoder.batch_size} cells a pass"
+        if "apart" in options:
+            for layer in encoder._load().transformer_encoder.layers:
+                layer.add_norm = add_norm
         if "compiled" in options:
             encoder._load().compile()
         backends = [SDPBackend.CUDNN_ATTENTION] if "cudnn" in options else list(DEFAULT_ATTENTION)

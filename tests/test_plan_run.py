@@ -7,12 +7,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune import plan_run as module
+from sesttune.compiler import missing
 from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.plan_run import plan_run
 from sesttune.run_setup import SETTINGS, Run
 from sesttune.search.space_file import parse_space
-from sesttune.training.compiled import missing
 
 SPACE = {
     "searcher": "grid",

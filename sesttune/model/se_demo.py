@@ -121,4 +121,4 @@ def _cancel_the_average_gene(model: SETransformer, proteins: torch.Tensor) -> No
         project.bias[values] = -(project.weight[values] @ x.mean((0, 1)))
         frozen = copy.deepcopy(layer)
         frozen.freeze(torch.float32)
-        x = frozen(x)
+        x, _ = frozen(x, x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sesttune.errors import UserError
+from sesttune.model.add_norm import AddNorm, add_norm, fastest_add_norm
 from sesttune.model.attention import attend
 from sesttune.model.frozen_linear import freeze
 from sesttune.model.se_checkpoint import KEY, SEFiles, SEWeights
@@ -25,7 +26,8 @@ COUNT_HIDDEN, COUNT_BINS, DATASET_DIM = 512, 10, 10
 class Layer(nn.Module):
     """Self-attention and feed-forward, each followed by its LayerNorm.
 
-    x is [cells, tokens, d] float32. `freeze` comes before the first forward.
+    x is [cells, tokens, d] float32, `low` the same in the dtype of the products. `freeze` comes
+    before the first forward.
     """
 
     def __init__(self, d: int, d_hid: int, nhead: int) -> None:
@@ -35,6 +37,7 @@ class Layer(nn.Module):
         self.out_proj = nn.Linear(d, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, d_hid), nn.Linear(d_hid, d)
+        self.add_norm: AddNorm = add_norm
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of queries, keys and values; attention's 1/sqrt(d) is in the queries'."""
@@ -45,7 +48,6 @@ class Layer(nn.Module):
 
     def freeze(self, dtype: torch.dtype) -> None:
         """Bring the weights into the form they are used in, and let go of the originals."""
-        self.dtype = dtype
         self._qkv = freeze(*self.projection(), dtype)
         self._freeze_rest(dtype)
         del self.qkv_proj
@@ -56,15 +58,15 @@ class Layer(nn.Module):
         self._down = freeze(self.linear2.weight, self.linear2.bias, dtype)
         del self.out_proj, self.linear1, self.linear2
 
-    def forward(self, x: Tensor, qkv: Tensor | None = None) -> Tensor:
-        """[cells, tokens, d]; `qkv` [cells, tokens, 3d]: the projections, where known already."""
-        qkv = self._qkv(x.to(self.dtype)) if qkv is None else qkv
+    def forward(self, x: Tensor, low: Tensor, qkv: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The next x and `low`; from `qkv` [cells, tokens, 3d] where it is known already."""
+        qkv = self._qkv(low) if qkv is None else qkv
         q, k, v = qkv.unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
         return self._after(x, attend(q, k, v))
 
-    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.norm1(x + self._out(attended))
-        return self.norm2(x + self._down(self._up(x.to(self.dtype))))
+    def _after(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        x, low = self.add_norm(x, self._out(attended), self.norm1)
+        return self.add_norm(x, self._down(self._up(low)), self.norm2)
 
 
 class LastLayer(Layer):
@@ -78,8 +80,8 @@ class LastLayer(Layer):
         self.dtype = dtype
         self._freeze_rest(dtype)
 
-    def forward(self, x: Tensor, qkv: Tensor | None = None) -> Tensor:
-        """[cells, 2, d]; `qkv` is not used."""
+    def forward(self, x: Tensor, low: Tensor, qkv: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[cells, 2, d]; `low` and `qkv` are not used."""
         wq, wk, wv = self.qkv_proj.weight.unflatten(0, (3, self.nhead, -1))  # [heads, d/heads, d]
         bq, _, bv = self.qkv_proj.bias.unflatten(0, (3, self.nhead, 1, -1))  # [heads, 1, d/heads]
         read = x[:, :: x.shape[1] - 1]  # by a list, a GPU would be waited for
@@ -147,8 +149,10 @@ class SETransformer(nn.Module):
             weight, bias = cast(Layer, layers[0]).projection()
             self.first_qkv = F.linear(self.table, weight, bias).to(dtype)
             self.first_bins = (self.bin_encoder.weight @ weight.T).to(dtype)
+            fastest = fastest_add_norm(cast(Layer, layers[0]).norm1, dtype)
             for layer in layers:
                 cast(Layer, layer).freeze(dtype)
+                cast(Layer, layer).add_norm = fastest
 
     def forward(self, ids: Tensor, counts: Tensor) -> Tensor:
         """Embeddings float32 [cells, O + 10] of ids [cells, P-1] and counts [cells, P]."""
@@ -160,8 +164,9 @@ class SETransformer(nn.Module):
         x.flatten(0, 1).addmm_(bins, self.bin_encoder.weight)
         qkv = F.embedding(tokens, self.first_qkv)
         qkv.flatten(0, 1).addmm_(bins.to(qkv.dtype), self.first_bins)
+        low = x  # not read by the first layer, which has `qkv`
         for number, layer in enumerate(self.transformer_encoder.layers):
-            x = layer(x, qkv if number == 0 else None)
+            x, low = layer(x, low, qkv if number == 0 else None)
         decoded = self.decoder(x)  # [cells, 2, O]
         embedding = F.normalize(decoded[:, 0], dim=-1)
         return torch.cat([embedding, self.dataset_embedder(decoded[:, 1])], dim=-1)

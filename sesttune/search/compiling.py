@@ -25,7 +25,7 @@ def modes_to_try(config: Config, gpus: float) -> tuple[str, ...]:
 
     On a CPU trials were slower for it (docs/performance.md).
     """
-    from sesttune.training.compiled import missing
+    from sesttune.compiler import missing
 
     if not gpus or missing() is not None:
         return ()

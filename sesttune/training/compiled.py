@@ -5,17 +5,14 @@ folder for temporary files), so the next trial of the same sizes, in any process
 machine, loads it.
 """
 
-import os
-import shutil
-import sysconfig
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sesttune.compiler import missing
 from sesttune.config.schema import TrainingConfig
 from sesttune.errors import UserError
 from sesttune.model.st_head import STHead
@@ -25,7 +22,6 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 NOT_COMPILED = ("auto", "none")
 """`auto` is for a sweep to settle (`search/compiling.py`); a trial by itself is not compiled."""
-COMPILERS = ("c++", "g++", "clang++")
 
 
 def predictor(head: STHead, mode: str, accumulate: int) -> Predict:
@@ -77,12 +73,3 @@ def check_compiler(training: TrainingConfig) -> None:
             f"training.compile={training.compile} needs {lacking}; install it, or set "
             "training.compile=none"
         )
-
-
-def missing() -> str | None:
-    """What torch needs to compile and this machine has not got."""
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
-        return "a C++ compiler (g++ on the PATH, or CXX)"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        return "Python's headers (python3-dev)"
-    return None

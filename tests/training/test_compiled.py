@@ -11,13 +11,14 @@ import torch
 from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from torch._dynamo.utils import counters
 
+from sesttune import compiler
+from sesttune.compiler import missing
 from sesttune.config.load import load_config, to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint
 from sesttune.training import compiled
-from sesttune.training.compiled import missing
 from sesttune.training.records import read_metrics
 from sesttune.training.trial import run_trial
 
@@ -132,7 +133,7 @@ def test_a_machine_without_a_compiler_is_told_so(
     tiny: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, manifest = ready(tiny, "default")
-    monkeypatch.setattr(compiled, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"training.compile=default needs a C\+\+ compiler"):
         run_trial(config, manifest, tmp_path / "trial")
