@@ -23,16 +23,15 @@ def count():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-if "thread" in sys.argv:
-    worker = threading.Thread(target=count)
-    worker.start()
-    worker.join()
-else:
-    count()
+worker = threading.Thread(target=count)
+worker.start()
+worker.join()
+count()
 """
 
 
-def page_faults(*arguments: str, **environment: str) -> int:
+def page_faults(*arguments: str, **environment: str) -> list[int]:
+    """Of a step that is not the first, in a thread and in the main one."""
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, *arguments],
         env={"PATH": "/usr/bin:/bin", **environment},
@@ -40,14 +39,13 @@ def page_faults(*arguments: str, **environment: str) -> int:
         text=True,
         check=True,
     )
-    return int(done.stdout)
+    return [int(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("where", ["main", "thread"])
-def test_freed_memory_is_used_again(where: str) -> None:
-    assert page_faults(where) > 10_000  # else there is nothing to gain on this machine
-    assert page_faults(where, "keep") < 1_000
-    assert page_faults(where, **ENVIRONMENT) < 1_000
+def test_freed_memory_is_used_again() -> None:
+    assert min(page_faults()) > 10_000  # else there is nothing to gain on this machine
+    assert max(page_faults("keep")) < 1_000
+    assert max(page_faults(**ENVIRONMENT)) < 1_000
 
 
 def test_kept_memory_can_be_given_back() -> None:
