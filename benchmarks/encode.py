@@ -47,11 +47,8 @@ SIZES = {
 }
 GENES, VOCABULARY, EXPRESSED = 36_600, 19_790, 3_000
 PUBLIC = "arc-state"
-DEFAULT_ATTENTION = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
+ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+"""What torch chooses between by itself, on a GPU."""
 
 
 def main() -> None:
@@ -65,7 +62,9 @@ def main() -> None:
     )
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
     parser.add_argument("--apart", action="store_true", help="also without our kernel for norms")
-    parser.add_argument("--cudnn", action="store_true", help="also with cuDNN's attention")
+    parser.add_argument(
+        "--attention", nargs="+", default=[], choices=ATTENTION, help="also with this alone"
+    )
     parser.add_argument("--batch-size", type=int, help="ours; default: by device")
     parser.add_argument("--public-batch-size", type=int, default=8, help="arc-state: %(default)s")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -78,14 +77,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_model(Path(name), SIZES[args.size])
         write_cells(Path(name) / "cells.h5ad", args.cells)
+        variants = ["", *args.attention, *(n for n in ("compiled", "apart") if vars(args)[n])]
         workers = [
-            f"sesttune {' '.join(option for option in options if option)}"
-            for options in itertools.product(
-                args.precision,
-                ("", "cudnn") if args.cudnn else ("",),
-                ("", "compiled") if args.compiled else ("",),
-                ("", "apart") if args.apart else ("",),
-            )
+            f"sesttune {precision} {variant}".strip()
+            for precision, variant in itertools.product(args.precision, variants)
         ]
         if importlib.util.find_spec("state") is None:
             print("arc-state is not installed: no comparison (pip install -e '.[oracle]')")
@@ -177,10 +172,10 @@ def work(name: str, folder: str, args: argparse.Namespace) -> None:
                 layer.add_norm = add_norm
         if "compiled" in options:
             encoder._load().compile()
-        backends = [SDPBackend.CUDNN_ATTENTION] if "cudnn" in options else list(DEFAULT_ATTENTION)
+        asked = [backend for name, backend in ATTENTION.items() if name in options]
 
         def run() -> None:
-            with sdpa_kernel(backends):
+            with sdpa_kernel(asked) if asked else contextlib.nullcontext():
                 ours(encoder, path)
 
     for line in sys.stdin:

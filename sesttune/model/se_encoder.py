@@ -6,8 +6,9 @@ cell is encoded, so a sweep whose embeddings are cached never loads them.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import RLock, Semaphore
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ CONVERTED_VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_BATCH, GPU_BATCH = 2, 64
 """Cells a pass: more is not faster, as a cell is 2,049 tokens already."""
+
+
+def one_thread() -> ThreadPoolExecutor:
+    """For all passes on a GPU, one at a time, while others read and tokenise.
+
+    What cuDNN has planned for a shape is a thread's own, and planning takes tens of milliseconds.
+    """
+    return ThreadPoolExecutor(1, "encoder passes")
 
 
 class SEEncoder:
@@ -99,14 +108,13 @@ class SEEncoder:
 
     def _make_locks(self) -> None:
         self._loading = RLock()
-        # A pass a core on a CPU: none waits for another after each operation. On a GPU one pass at
-        # a time, while other threads read and tokenise.
+        # A pass a core on a CPU: none waits for another after each operation.
         self._threads = min(torch.get_num_threads(), cores()) if self.device == "cpu" else 2
-        self._turn = Semaphore(self._threads if self.device == "cpu" else 1)
+        self._passes = None if self.device == "cpu" else one_thread()
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process, maybe on another machine, loads its own weights on its own device."""
-        return {**self.__dict__, "_model": None, "_loading": None, "_turn": None}
+        return {**self.__dict__, "_model": None, "_loading": None, "_passes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -162,8 +170,9 @@ class SEEncoder:
         def work(start: int) -> np.ndarray:
             rows = x[start : start + size]
             tokens = tokenize(rows, match, self._pad_length, self._cls_token_idx, self.seed)
-            with self._turn:
+            if self._passes is None:
                 return self._embed_what_fits(tokens)
+            return self._passes.submit(self._embed_what_fits, tokens).result()
 
         pool = one_core_each(max(1, min(self._threads, len(starts))), "encoder")
         try:
