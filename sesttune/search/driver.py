@@ -42,9 +42,9 @@ def run_sweep(
     `manifest`: the prepared data that every trial opens. With `resume`, trials already in
     `folder` are kept, and unfinished ones and those that failed with an error (a full disk,
     a killed worker; not a loss that is NaN) or at a limit are continued first, unless a limit of
-    the sweep is reached. Raises UserError where the
-    folder holds trials and `resume` is not set, where another driver runs it, and where no
-    trial fits the machine; KeyboardInterrupt after Ctrl-C, SIGTERM or SIGHUP, when every trial
+    the sweep is reached. Ray is not started where that leaves nothing to train. Raises UserError
+    where the folder holds trials and `resume` is not set, where another driver runs it, and where
+    no trial fits the machine; KeyboardInterrupt after Ctrl-C, SIGTERM or SIGHUP, when every trial
     has stopped at its next validation (at once after a second Ctrl-C or SIGTERM).
     """
     folder, manifest = folder.absolute(), manifest.absolute()
@@ -54,6 +54,8 @@ def run_sweep(
     with only_driver(folder):
         if resume and limit_reached(folder, config.sweep) is None:
             try_again(folder)
+        if resume and _all_trained(folder, config, space):
+            return read_outcome(folder, config)
         with ray_session(config) as available:
             packed, given = _pack(config, space, manifest, folder, listeners, available)
             ledger = TrialLedger(folder, packed, space, given.gpus)
@@ -61,6 +63,15 @@ def run_sweep(
         if ledger.closed == INTERRUPTED:
             raise KeyboardInterrupt
         return read_outcome(folder, config)
+
+
+def _all_trained(folder: Path, config: Config, space: SearchSpace) -> bool:
+    """Whether the records leave nothing to train, so that Ray need not start."""
+    ledger = TrialLedger(folder, config, space)
+    if ledger.next() is not None:  # recorded, so that the ledger that runs it begins with it
+        return False
+    ledger.settle()
+    return True
 
 
 def _pack(

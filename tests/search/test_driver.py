@@ -118,8 +118,11 @@ def test_finalists_are_repeated_the_winner_is_extended_and_shorter_trials_cost_n
     assert outcome.best.id == winner
 
 
-def test_resuming_a_finished_sweep_starts_nothing(tiny, finished, tmp_path):
+def test_resuming_a_finished_sweep_starts_nothing_not_even_ray(
+    tiny, finished, tmp_path, monkeypatch
+):
     config, space, folder, before, _ = finished
+    monkeypatch.setattr("sesttune.search.driver.ray_session", None)
     shutil.copytree(folder, tmp_path / "sweep")
     heard = Heard()
     outcome = run_sweep(tmp_path / "sweep", config, space, tiny[1], [heard], resume=True)
