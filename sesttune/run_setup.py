@@ -10,8 +10,9 @@ import os
 import shlex
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +75,19 @@ def prepare_run(
         raise UserError(f"output_dir={config.output_dir}: {there} cannot be written to")
     config = with_whole_paths(config)
     start = _starting_state(config, space)
-    console.print(to_yaml(config), highlight=False, style="dim")
-    manifest, about = _prepare_data(config, console, runner)
+
+    @cache  # at the first step of what takes time: above a refusal nobody wants to read them
+    def show_settings() -> None:
+        console.print(to_yaml(config), highlight=False, style="dim")
+
+    data = prepared_data(config, console, runner, begin=show_settings)
+    show_settings()
+    _show_notes(data, console)
+    about = _about(data, config)
     if start is not None:
-        from sesttune.data.trial_data import TrialData
         from sesttune.training.starting_point import refuse_other_data
 
-        refuse_other_data(start, config, TrialData.open(manifest))
+        refuse_other_data(start, config, data)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -90,9 +97,9 @@ def prepare_run(
     listed = space.to_dict() if space is not None else None
     write_settings(folder, config, listed)
     # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
-    about = {"id": uuid.uuid4().hex, "manifest": str(manifest), **about}
+    about = {"id": uuid.uuid4().hex, "manifest": str(data.manifest), **about}
     write_text(folder / DATA, json.dumps(about, indent=2))
-    return Run(folder, config, manifest, listed)
+    return Run(folder, config, data.manifest, listed)
 
 
 def check_warm_up(config: Config, space: "SearchSpace | None" = None) -> None:
@@ -153,9 +160,12 @@ def run_names(output_dir: str) -> list[str]:
 
 def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:
     """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
-    manifest, about = _prepare_data(run.config, console, runner)
-    _refuse_changed(run, about)
-    return Run(run.folder, run.config, manifest, run.space)
+    from sesttune.data.identity import identity
+
+    data = prepared_data(run.config, console, runner)
+    _show_notes(data, console)
+    _refuse_changed(run, identity(data))
+    return replace(run, manifest=data.manifest)
 
 
 def run_data(run: Run, console: Console) -> "TrialData":
@@ -183,8 +193,12 @@ def prepared_data(
     console: Console,
     runner: Runner = encode_here,
     genes: list[str] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> "TrialData":
-    """Check the data and build what is not cached (see `prepare`), with bars on a terminal."""
+    """Check the data and build what is not cached (see `prepare`), with bars on a terminal.
+
+    `begin` is called before the first bar, and again with each of their steps.
+    """
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_encoder import SEEncoder
     from sesttune.out_of_memory import give_back
@@ -201,25 +215,32 @@ def prepared_data(
         )
 
     with progress_bars(console) as show:
-        manifest = prepare(config, encoder, show, runner, genes)
+
+        def progress(what: str, done: int, total: int) -> None:
+            begin()
+            show(what, done, total)
+
+        manifest = prepare(config, encoder, progress, runner, genes)
     give_back()  # what encoding took of a GPU, for the trials, which are other processes
     return TrialData.open(manifest)
 
 
-def _prepare_data(config: Config, console: Console, runner: Runner) -> tuple[Path, dict[str, Any]]:
-    data = prepared_data(config, console, runner)
+def _show_notes(data: "TrialData", console: Console) -> None:
     for note in data.notes:
         console.print(f"  {note}", highlight=False)
+
+
+def _about(data: "TrialData", config: Config) -> dict[str, Any]:
+    """What a run folder keeps of its data."""
     from sesttune.data.identity import identity
     from sesttune.evaluation.baselines import baselines
 
-    about = {
+    return {
         **identity(data),
         "notes": data.notes,
         "dims": {"embed": data.embed_dim, "pert": data.pert_dim, "genes": data.n_genes},
         "baselines": baselines(config, data),
     }
-    return data.manifest, about
 
 
 def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:

@@ -11,10 +11,10 @@ from helpers.trained_runs import EMBED_KEY, write_embedded
 from rich.console import Console
 
 from sesttune import sweep, train
-from sesttune.command import Main, run
+from sesttune.command import Main, open_console, run
 from sesttune.config.load import load_config
 from sesttune.model.se_encoder import SEEncoder
-from sesttune.run_setup import open_run, prepared_data
+from sesttune.run_setup import open_run, prepare_run, prepared_data
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,40 @@ def test_a_starting_point_is_refused_before_the_data_are_read(
         words = [w for w in words if not w.startswith("training.max_steps")] + space
     assert "is at step 20 already: training.max_steps=20" in refused(main, words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.kwargs.toml_config_path", "gone.toml"),
+        ("data.kwargs.pert_col", "gone"),
+        ("model.kwargs.output_dim", 7),
+    ],
+)
+@pytest.mark.parametrize("main", [train.main, sweep.main])
+def test_a_refusal_is_not_below_a_page_of_settings(
+    tiny: TinyData, capsys: pytest.CaptureFixture[str], main: Main, key: str, value: object
+) -> None:
+    words = arguments(tiny, name="wrong", **{key: value})
+    if main is sweep.main:
+        words = [w for w in words if not w.startswith("training.lr=")] + ["sweep.space=quick"]
+    assert run(main, words) == 2
+    shown = capsys.readouterr()
+    assert str(value) in shown.err
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_settings_are_shown_once_before_what_is_found_in_the_data(
+    tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], cached: bool
+) -> None:
+    cache = {} if cached else {"data.cache_dir": tmp_path}
+    words = arguments(tiny, name=f"shown-{cached}", output_dir=tmp_path, **cache)
+    prepare_run(load_config(words), None, open_console())
+    settings, _, notes = capsys.readouterr().out.partition("  max_steps: 20\n")
+    assert "toml_config_path: " in settings
+    assert "alpha.h5ad: 100 cells" in notes
+    assert "max_steps: 20" not in notes
 
 
 def test_a_starting_point_of_other_genes_leaves_no_run(
