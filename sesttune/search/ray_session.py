@@ -133,7 +133,7 @@ def _start(device: str) -> None:
 
     if device == "cpu" or not torch.cuda.is_available():
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
-    with _deaf_to_hang_up(), _loopback_as_it_is():
+    with _deaf_to_stops(), _loopback_as_it_is():
         ray.init(
             address="local",
             _temp_dir=_short_folder(),
@@ -167,12 +167,14 @@ def _loopback_as_it_is() -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_hang_up() -> Iterator[None]:
-    """Processes begun inside do not hear that the terminal closes: the trials in them must save.
+def _deaf_to_stops() -> Iterator[None]:
+    """Processes begun inside do not hear that the terminal closes, or that all are to end.
 
-    They inherit what this thread blocks. This process hears it, by another thread or afterwards.
+    A batch system or `timeout` tells each process of a job; the trials must save, so only this
+    one acts on it. They inherit what this thread blocks. Ray gives each of its own processes a
+    second to end when told, so it takes 5 s to shut down, not 1.5.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
     try:
         yield
     finally:
