@@ -187,13 +187,15 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     assert sweep.space is not None
     config, folder = sweep.config, sweep.folder
     space = parse_space(sweep.space, str(folder / "sweep.yaml"))
+    again = resume_command("sweep", folder.name, config.output_dir)
+    if not resume:  # said in advance: where Ray, or the machine, dies, nobody can
+        console.print(f"if it is interrupted: {again}", highlight=False, soft_wrap=True)
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
         try:
             total, steps = trial_count(config, space), plan.expected.steps if plan else None
             with LiveTable(console, total, list_trials(folder), steps) as live:
                 outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
         except KeyboardInterrupt:
-            again = resume_command("sweep", folder.name, config.output_dir)
             console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
             raise
         try_report(sweep, outcome)  # before the result, with which MLflow gets what is there

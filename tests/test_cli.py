@@ -138,7 +138,7 @@ def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        process_group=0,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     ) as sweep:
         trial = tmp_path / "outputs" / "s" / "trials" / "001"
@@ -147,11 +147,16 @@ def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
         before = len(read_metrics(trial))
         for _ in range(2):  # a terminal that closes, by the kernel and by the shell
             os.killpg(sweep.pid, signal.SIGHUP)
-        sweep.send_signal(signal.SIGTERM)  # as a job scheduler at its limit
+        # As a job scheduler at its limit: to every process, Ray's and the trial's, too.
+        subprocess.run(["pkill", "-TERM", "--session", str(sweep.pid)], check=True)
         shown, error = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, error
     assert "interrupted: each trial stops at its next validation" in shown
-    assert "sweep --resume s output_dir=" in shown
+    before_and_after = [line for line in shown.splitlines() if "--resume s output_dir=" in line]
+    assert [line.partition(": ")[0] for line in before_and_after] == [
+        "if it is interrupted",
+        "stopped; go on with",
+    ]
     assert error.strip() == "interrupted"
     assert len(read_metrics(trial)) > before
     assert (trial / "checkpoints" / "last.ckpt").is_file()
