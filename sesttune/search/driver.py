@@ -110,9 +110,15 @@ def _fit(
     from ray import tune
     from ray.tune import TuneError
 
-    from sesttune.search.ray_adapters import LedgerCallback, LedgerScheduler, LedgerSearcher
+    from sesttune.search.ray_adapters import (
+        LedgerCallback,
+        LedgerScheduler,
+        LedgerSearcher,
+        quieten,
+    )
     from sesttune.search.worker import work
 
+    quieten()
     scratch = ledger.folder / ".ray"
     searcher = LedgerSearcher(ledger, slots.concurrent)
     tuner = tune.Tuner(

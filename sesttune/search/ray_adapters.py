@@ -23,10 +23,15 @@ from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
 from sesttune.training.records import TrialRecord, read_trial, trial_folder
 
+log = logging.getLogger(__name__)
+
 _CLOSED = {
     INTERRUPTED: "interrupted: each trial stops at its next validation, nothing of it is lost; "
     "Ctrl-C again stops at once"
 }
+_DEALT_WITH = ("Could not re-use actor", "Trials did not complete")
+"""How what Ray calls an error begins where nothing is lost: the trial is handed out again, or its
+record says why it has ended."""
 _ASK_S = 10.0
 """How often Ray is asked whether it lives; it takes about as long to know."""
 
@@ -68,6 +73,7 @@ class LedgerSearcher(Searcher):
             if trial.status == Trial.ERROR and trial.trial_id in self._running:
                 self._running.remove(trial.trial_id)
                 self._ledger.put_back(id_of(trial))
+                log.info("%s is handed out again: its worker kept its last trial", id_of(trial))
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -151,8 +157,18 @@ class LedgerCallback(Callback):
             try:
                 event(listener)
             except Exception:  # a display must not end days of training
-                logging.getLogger(__name__).exception("%s fell silent", type(listener).__name__)
+                log.exception("%s fell silent", type(listener).__name__)
                 self._listeners.remove(listener)
+
+
+def quieten() -> None:
+    """Keep Ray from printing as errors what is dealt with here."""
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_DEALT_WITH)
 
 
 def id_of(trial: Trial) -> str:

@@ -13,11 +13,13 @@ from sesttune.search.space_file import parse_space
 from sesttune.training.records import read_metrics
 
 _DRIVER = """
+import logging
 import sys
 from pathlib import Path
 from sesttune.config.load import load_config
 from sesttune.search.driver import run_sweep
 from sesttune.search.space_file import load_space
+logging.basicConfig(level="INFO")
 config = load_config(file=Path(sys.argv[1]))
 run_sweep(Path(sys.argv[2]), config, load_space(sys.argv[3]), Path(sys.argv[4]))
 """
