@@ -91,6 +91,7 @@ def ray_session(config: Config) -> Iterator[Slots]:
 
 def _join(config: Config) -> None:
     import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import RayError
 
     address = cluster_address(config)
@@ -98,6 +99,8 @@ def _join(config: Config) -> None:
     if address != "auto":
         _refuse_silence(str(address), asked)
     try:
+        if address != "auto":
+            GcsClient(address=address)  # which ray.init would try for 20 s, printing each time
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0]
