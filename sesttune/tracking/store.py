@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,22 @@ def problem(error: BaseException, uri: str) -> str:
     line = (str(error) or type(error).__name__).splitlines()[0].replace(uri, without_secrets(uri))
     for secret in _secrets(uri):
         line = line.replace(secret, "***")
-    return line[:200]
+    return _remedy(line, uri) or line[:200]
+
+
+def _remedy(line: str, uri: str) -> str | None:
+    """What to do about a store that is there and does not let us in; None: nothing is known."""
+    if "error code 401" in line:
+        return (
+            "it does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (a token: MLFLOW_TRACKING_TOKEN)"
+        )
+    if "out-of-date database schema" in line:
+        return (
+            "its tables are of another version of MLflow: back it up and run `mlflow db upgrade "
+            f"{shlex.quote(without_secrets(uri))}`, or install that version"
+        )
+    return None
 
 
 def unreachable(uri: str) -> str | None:
@@ -130,13 +146,14 @@ def unreachable(uri: str) -> str | None:
 
 @contextmanager
 def mlflow_store(uri: str) -> Iterator[None]:
-    """MLflow's own functions use the store at `uri` inside; errors of MLflow become a UserError.
+    """MLflow's own functions use the store at `uri` inside; errors of the store become a UserError.
 
     MLflow puts the address into the environment, where it would send the rest of the process, and
     whatever it starts, to this store: it is taken out again.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     quick_client(uri)
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
@@ -145,7 +162,7 @@ def mlflow_store(uri: str) -> Iterator[None]:
     mlflow.set_registry_uri(uri)
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise UserError(f"MLflow at {without_secrets(uri)}: {problem(error, uri)}") from None
     finally:
         for name, value in before.items():

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 
 from sesttune.errors import UserError
-from sesttune.tracking.store import problem, quick_client, require_store, without_secrets
+from sesttune.tracking.store import mlflow_store, require_store, without_secrets
 
 PARENT_TAG = "mlflow.parentRunId"
 VIEW_TAG = "mlflow.sharedViewState."
@@ -41,22 +41,18 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
     Leaves the views in the store. Raises UserError where nothing has been tracked yet.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    quick_client(uri)
     require_store(uri)
-    where = without_secrets(uri)
-    client = MlflowClient(uri)
-    try:
+    with mlflow_store(uri):
+        client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
+            where = without_secrets(uri)
             raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
         latest = client.search_runs([found.experiment_id], max_results=1_000)
         params = {key for run in latest for key in run.data.params}
         for name, state in _views(params).items():
             client.set_experiment_tag(found.experiment_id, VIEW_TAG + name, json.dumps(state))
-    except MlflowException as error:
-        raise UserError(f"MLflow at {where}: {problem(error, uri)}") from None
     runs = f"{server}/#/experiments/{found.experiment_id}/runs?{WORKFLOW}"
     parents = [run.info.run_id for run in latest if PARENT_TAG not in run.data.tags]
     first = {"latest": f"{server}/{run_page(found.experiment_id, parents[0])}"} if parents else {}
