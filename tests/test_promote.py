@@ -13,6 +13,7 @@ from sesttune import evaluate, promote
 from sesttune.command import run as run_command
 from sesttune.tracking.aliases import move_alias, serving, versions
 from sesttune.tracking.registry import fetch_model
+from sesttune.training.records import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def test_the_first_version_becomes_champion_and_says_how_it_was_made(
     run = MlflowClient(uri).get_run(tracking["trials"]["001"]["run"])
     assert run.data.metrics["test_loss"] == pytest.approx(float(champion.tags["test_loss"]), 1e-4)
     assert {"test_mae", "test_pearson_delta"} <= set(run.data.metrics)
+    last = read_metrics(outputs / POOR / "trials" / "001")[-1]
+    assert (run.info.status, run.info.end_time) == ("FINISHED", round(1000 * last["time"]))
 
 
 def test_a_better_one_takes_over_and_the_former_is_kept(

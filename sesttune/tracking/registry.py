@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 from safetensors.numpy import save_file
@@ -48,11 +48,19 @@ def register(
         mlflow_store(uri),
         patient_client(),
         tempfile.TemporaryDirectory() as code,
-        mlflow.start_run(run_id),
     ):
         model, package = write_code(Path(code))
-        info = mlflow.pyfunc.log_model(
-            name=MODEL_NAME,
+        client = MlflowClient(uri, uri)
+        run = client.get_run(run_id)
+        made = client.create_logged_model(
+            run.info.experiment_id, MODEL_NAME, run_id, params=run.data.params
+        )
+        # Not `pyfunc.log_model`: it needs an active run, and the trial's would end anew, now.
+        info = Model.log(
+            None,
+            mlflow.pyfunc,
+            run_id=run_id,
+            model_id=made.model_id,
             python_model=str(model),
             artifacts={HEAD_ARTIFACT: str(folder)},
             code_paths=[str(package)],
@@ -62,7 +70,6 @@ def register(
             registered_model_name=MODEL_NAME,
         )
     number = str(info.registered_model_version)
-    client = MlflowClient(uri, uri)
     described = {
         "step": str(about["step"]),
         "val_loss": "-" if about["val_loss"] is None else f"{about['val_loss']:.6g}",
