@@ -31,8 +31,13 @@ def call(outputs: Path, *arguments: str) -> int:
 
 
 def test_the_first_version_becomes_champion_and_says_how_it_was_made(
-    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+    outputs: Path,
+    uri: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    told = "a kill before it would leave a version that does not say what it is"
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", lambda *_: pytest.fail(told))
     assert call(outputs, "--list") == 0
     assert call(outputs, "--sweep", POOR) == 0
     shown = capsys.readouterr().out

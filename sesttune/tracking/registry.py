@@ -44,11 +44,7 @@ def register(
     `run_id` is the trial's MLflow run, `about` as written there. No alias is touched. Raises
     UserError where MLflow is away.
     """
-    with (
-        mlflow_store(uri),
-        patient_client(),
-        tempfile.TemporaryDirectory() as code,
-    ):
+    with mlflow_store(uri), patient_client(), tempfile.TemporaryDirectory() as code:
         model, package = write_code(Path(code))
         client = MlflowClient(uri, uri)
         run = client.get_run(run_id)
@@ -67,20 +63,17 @@ def register(
             pip_requirements=[f"{name}=={_public_version(name)}" for name in PINNED],
             signature=_signature(len(about["genes"])),
             input_example=_example(folder, about["head"]["embed_dim"]),
-            registered_model_name=MODEL_NAME,
         )
-    number = str(info.registered_model_version)
-    described = {
-        "step": str(about["step"]),
-        "val_loss": "-" if about["val_loss"] is None else f"{about['val_loss']:.6g}",
-        "encoder": about["encoder"]["label"],
-        "encoder_sha256": about["encoder"]["sha256"],
-        "data_fingerprint": about["data_fingerprint"],
-        **tags,
-    }
-    for key, value in described.items():
-        client.set_model_version_tag(MODEL_NAME, number, key, value)
-    return number
+        described = {
+            "step": str(about["step"]),
+            "val_loss": "-" if about["val_loss"] is None else f"{about['val_loss']:.6g}",
+            "encoder": about["encoder"]["label"],
+            "encoder_sha256": about["encoder"]["sha256"],
+            "data_fingerprint": about["data_fingerprint"],
+            **tags,
+        }
+        # At once with its tags: a kill leaves no version that does not say what it is.
+        return str(mlflow.register_model(info.model_uri, MODEL_NAME, tags=described).version)
 
 
 def log_held_out(run_id: str, metrics: Mapping[str, float], step: int, uri: str) -> None:
