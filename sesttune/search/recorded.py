@@ -192,10 +192,12 @@ def reports(sweep: Path, trials: Iterable[TrialState]) -> list[Report]:
     """All validations of `trials`, in the order they were made."""
     made = []
     for trial in trials:
+        at = 0.0
         for line in read_metrics(folder_of(sweep, trial.id)):
+            at = max(at, line["time"])  # the clock may have been set back: a curve keeps its order
             step = int(line["step"])
             last = step >= trial.budget
-            made.append((line["time"], Report(trial.id, step, line["best_val_loss"], last)))
+            made.append((at, Report(trial.id, step, line["best_val_loss"], last)))
     return [report for _, report in sorted(made, key=lambda pair: pair[0])]
 
 

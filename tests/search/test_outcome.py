@@ -36,23 +36,27 @@ def test_the_leaderboard_is_by_best_val_loss_and_trials_without_one_come_last(tm
     assert math.isnan(rows[2].best_val_loss)
 
 
-def write(folder, name, losses, params=None, **schedule):
-    """A trial that was trained to its end, and what the schedule remembers of it."""
+def write(folder, name, losses, params=None, pace=1, **schedule):
+    """A trial that was trained to its end, and what the schedule remembers of it.
+
+    `pace`: seconds a step; below 0 the clock was set back meanwhile.
+    """
     where = trial_folder(folder, name)
     params = {"training.lr": float(name)} | (params or {})
     write_trial(TrialRecord(name, where, params, "done", "max_steps"))
     for step, loss in enumerate(losses):
         line = {"step": step, "train_loss": loss, "val_loss": loss, "best_val_loss": loss}
-        append_metrics(where, {**line, "best_step": step, "time": step})
+        append_metrics(where, {**line, "best_step": step, "time": 1_700_000_000 + pace * step})
     (where / "schedule.json").write_text(json.dumps(schedule))
 
 
-def test_the_winner_is_the_finalist_with_the_best_mean_not_the_luckiest_single_run(tmp_path):
-    write(tmp_path, "001", [3.0, 2.0, 1.0])
-    write(tmp_path, "002", [3.0, 2.0, 1.1])
-    write(tmp_path, "003", [3.0, 2.0, 1.2])
+@pytest.mark.parametrize("pace", [1, -1])
+def test_the_winner_is_the_finalist_with_the_best_mean_not_the_luckiest_single_run(tmp_path, pace):
+    write(tmp_path, "001", [3.0, 2.0, 1.0], pace=pace)
+    write(tmp_path, "002", [3.0, 2.0, 1.1], pace=pace)
+    write(tmp_path, "003", [3.0, 2.0, 1.2], pace=pace)
     for name, of, loss in (("004", "001", 1.5), ("005", "002", 1.12)):
-        write(tmp_path, name, [3.0, 2.0, loss], {"training.replicate": 1}, repeats=of)
+        write(tmp_path, name, [3.0, 2.0, loss], {"training.replicate": 1}, pace, repeats=of)
     outcome = read_outcome(tmp_path, CONFIG)
     assert [row.id for row in outcome.leaderboard] == ["002", "001", "003"]
     assert outcome.best.id == "002"
