@@ -108,15 +108,22 @@ class RunTracker:
     def _parent(self) -> str:
         if "parent" not in self._cursor:
             about = self._about
-            began = (self.folder / "data.json").stat().st_mtime
             tags = self._common_tags()
-            run = self._experiment.find_or_create(about["id"], self.folder.name, tags, began)
+            run = self._experiment.find_or_create(
+                about["id"], self.folder.name, tags, self._began()
+            )
             self._client.set_tag(run, NOTE_TAG, describe_run(self.folder, about, None))
             metrics = {f"baseline_{name}": loss for name, loss in about["baselines"].items()}
             self._send_metrics(run, [{"step": 0, "time": 0.0, **metrics}])
             self._cursor["parent"] = run
             self._save()
         return str(self._cursor["parent"])
+
+    def _began(self) -> float:
+        """A copied folder's files are younger than what is recorded in them."""
+        curves = (record.metrics() for record in list_trials(self.folder))
+        made = (self.folder / "data.json").stat().st_mtime
+        return min([made, *(lines[0]["time"] for lines in curves if lines)])
 
     def _sync_trial(self, record: TrialRecord, parent: str) -> None:
         state = self._cursor["trials"].get(record.id)
@@ -157,7 +164,14 @@ class RunTracker:
         self._client.log_batch(run, tags=tags)
         lines = record.metrics()
         status = "FAILED" if record.status == "failed" else "FINISHED"
-        self._client.set_terminated(run, status, in_ms(lines[-1]["time"] if lines else None))
+        self._end(run, status, lines[-1]["time"] if lines else None)
+
+    def _end(self, run: str, status: str, at: float | None) -> None:
+        """Not before it began, which is what a clock says that was set back meanwhile."""
+        ended = in_ms(at)
+        if ended is not None:
+            ended = max(ended, self._client.get_run(run).info.start_time)
+        self._client.set_terminated(run, status, ended)
 
     def _finish(self, parent: str, result: dict[str, Any]) -> None:
         self._client.set_tag(parent, NOTE_TAG, self._description(result))
@@ -168,7 +182,7 @@ class RunTracker:
             best = {key: top[key] for key in ("best_val_loss", "best_step")}
             # MLflow shows the point of the largest step: of two endings the later one must win.
             self._send_metrics(parent, [{"step": 0, "time": result["last_at"], **best}])
-        self._client.set_terminated(parent, end_time=in_ms(result["last_at"] or None))
+        self._end(parent, "FINISHED", result["last_at"] or None)
         self._cursor["result"] = result
         self._save()
 

@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.run_folder import ABOUT, finish, report, write_result, write_run
+from helpers.run_folder import ABOUT, finish, line, report, write_result, write_run
 from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
 
 from sesttune.tracking.describe import NOTE_LIMIT, ROWS, describe_run
 from sesttune.tracking.sync import RunTracker
-from sesttune.training.records import note_facts, trial_folder, update_trial
+from sesttune.training.records import append_metrics, note_facts, trial_folder, update_trial
 
 
 def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
@@ -172,6 +172,23 @@ def test_syncing_again_or_from_scratch_changes_nothing(uri: str, tmp_path: Path)
     after = runs(uri, str(tmp_path))
     assert {r.info.run_id for r in before.values()} == {r.info.run_id for r in after.values()}
     assert_whole(uri, folder, str(tmp_path))
+
+
+def test_no_run_ends_before_it_began(sqlite: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sweep", trials=1)
+    report(folder, "001", range(0, 3))
+    shutil.copytree(folder, tmp_path / "copy")  # younger than what is recorded in it
+    RunTracker(tmp_path / "copy", sqlite, str(tmp_path)).sync()
+    assert runs(sqlite, str(tmp_path))["copy"].info.start_time == 1_700_000_000_000
+    (folder / "trials" / "001" / "metrics.jsonl").unlink()
+    RunTracker(folder, sqlite, str(tmp_path / "sweep")).sync()
+    for step in range(3):  # the clock is set back by more than the sweep lasts, and goes on back
+        append_metrics(trial_folder(folder, "001"), line(step, start=1_700_000_000 - 10 * step))
+    finish(folder, "001")
+    write_result(folder)
+    RunTracker(folder, sqlite, str(tmp_path / "sweep")).sync()
+    found = runs(sqlite, str(tmp_path / "sweep")).values()
+    assert [run.info.end_time >= run.info.start_time for run in found] == [True, True]
 
 
 def test_a_folder_made_again_under_the_same_name_is_another_run(uri: str, tmp_path: Path) -> None:
