@@ -132,7 +132,8 @@ class TrialCallback(lightning.Callback):
     def _note_startup(self) -> None:
         if self._module.device.type == "cuda":
             torch.cuda.synchronize()
-        self.startup_s = time.time() - self._asked_for
+        # Another machine, whose clock may be ahead of this one's, may have asked for it.
+        self.startup_s = max(0.0, time.time() - self._asked_for)
 
     def _due(self, step: int) -> bool:
         return step % self._training.val_check_interval == 0 or step == self._training.max_steps

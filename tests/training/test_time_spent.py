@@ -1,10 +1,17 @@
 """Report lines with known times, and what is read from them."""
 
 import math
+import time
+from pathlib import Path
 
 import pytest
+from helpers.tiny_data import MeanEncoder, write_tiny
 
+from sesttune.config.load import load_config
+from sesttune.data.trial_data import prepare
+from sesttune.training.records import read_metrics
 from sesttune.training.time_spent import Interval, intervals
+from sesttune.training.trial import run_trial
 
 
 def line(step: int, elapsed: float, rate: float, startup: float = 3.0) -> dict[str, float]:
@@ -27,3 +34,13 @@ def test_a_resume_counts_from_zero_even_where_the_clock_seems_to_go_on(before: f
     assert [spent.elapsed_s for spent in found] == [before, 11.0, 11.0]
     assert [spent.startup_s for spent in found] == [3.0, 7.0, 0.0]
     assert [spent.validating_s for spent in found] == [0.0, 0.0, 1.0]
+
+
+def test_a_trial_asked_for_by_a_clock_that_is_ahead_has_not_started_before_it(
+    tmp_path: Path,
+) -> None:
+    config = load_config(base=write_tiny(tmp_path).settings())
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    run_trial(config, prepare(config, MeanEncoder), trial, started=time.time() + 3600)
+    assert read_metrics(trial)[-1]["startup_s"] == 0
