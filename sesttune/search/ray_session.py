@@ -77,11 +77,11 @@ def ray_session(config: Config) -> Iterator[Slots]:
 
     started = not ray.is_initialized()
     if started:
-        if cluster_address(config) is None:
-            _start(config.training.device)
-        else:
-            _join(config)
-        _take_back_sigterm()
+        with _same_sigterm():
+            if cluster_address(config) is None:
+                _start(config.training.device)
+            else:
+                _join(config)
     try:
         yield slots(config, ray.cluster_resources())
     finally:
@@ -110,10 +110,13 @@ def _join(config: Config) -> None:
         ) from None
 
 
-def _take_back_sigterm() -> None:
-    """Ray has its own handler, which ends the process with a trace of C++ calls."""
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray has handlers of its own: one ends the process without a word, one with a trace of C++."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse_silence(address: str, asked: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,9 @@ def test_ray_counts_the_gpus_that_torch_sees(monkeypatch: pytest.MonkeyPatch) ->
     """Here, as in a container without NVML, it finds none by itself."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    before = signal.getsignal(signal.SIGTERM)
     with ray_session(load_config([])) as given:
+        assert signal.getsignal(signal.SIGTERM) == before, "Ray's ends the process without a word"
         assert given.gpus == 1
         assert given.concurrent == min(3, cores())
 
