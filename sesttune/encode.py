@@ -101,6 +101,8 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
         match = encoder.match(file.var_names, file.var_columns())
         print(f"{source.name}: {match.report}")
+        for line in file.unreadable_var():
+            print(f"warning: {line}", file=sys.stderr)
         _check_room(source, output, 4 * file.n_cells * encoder.embed_dim)
         show(what, done, file.n_cells)
         for block in file.iter_csr(block_rows=BLOCK_ROWS):

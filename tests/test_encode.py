@@ -36,22 +36,28 @@ def written(path: Path) -> dict[str, object]:
     return found
 
 
-def test_what_anndata_cannot_read_is_copied_as_it_is(tmp_path: Path) -> None:
+def test_what_anndata_cannot_read_is_copied_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, output = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
     shutil.copy(ORACLE / "cells.h5ad", source)
     with h5py.File(source, "r+") as file:
-        file["uns/odd"] = [1, 2]
-        file["uns/odd"].attrs["encoding-type"] = "of-tomorrow"
-        file["uns/odd"].attrs["encoding-version"] = "9"
+        file["var"].attrs["column-order"] = [*file["var"].attrs["column-order"], "odd"]
+        for place in ("uns/odd", "var/odd"):
+            file[place] = [1, 2]
+            file[place].attrs["encoding-type"] = "of-tomorrow"
+            file[place].attrs["encoding-version"] = "9"
         del file["obsm"]
     source.chmod(0o444)
     before = source.read_bytes()
     assert encode(source, output) == 0
+    assert f"warning: {source}: var column 'odd' cannot be read (" in capsys.readouterr().err
     assert source.read_bytes() == before
     assert written(output) == written(source)
     with h5py.File(output, "r+") as file:
         assert np.allclose(file["obsm/X_state"], np.load(ORACLE / "expected.npy"), atol=1.5e-6)
-        del file["uns/odd"]
+        del file["uns/odd"], file["var/odd"]
+        file["var"].attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
         first = file["obsm/X_state"][:]
         file["obsm/X_state"][:] = 0
     assert encode(output, output) == 0  # what is there under the name is replaced

@@ -104,13 +104,25 @@ class H5adFile:
         return names
 
     def var_columns(self) -> dict[str, list[str]]:
-        """The string columns of var: name -> one value a gene."""
-        frame = self.frame("var")
-        return {
-            str(column): [str(value) for value in frame[column]]
-            for column in frame.columns
-            if not pd.api.types.is_numeric_dtype(frame[column])
-        }
+        """The string columns of var that can be read: name -> one value a gene."""
+        return self._read_var()[0]
+
+    def unreadable_var(self) -> list[str]:
+        """A line for each column of var that cannot be read."""
+        return self._read_var()[1]
+
+    def _read_var(self) -> tuple[dict[str, list[str]], list[str]]:
+        texts: dict[str, list[str]] = {}
+        complaints: list[str] = []
+        for name in column_names(self._file["var"]):
+            try:
+                column = pd.Series(read_column(self._file["var"], name, self.shape[1], self.path))
+            except UserError as error:
+                complaints.append(str(error))
+                continue
+            if not pd.api.types.is_numeric_dtype(column):
+                texts[name] = [str(value) for value in column]
+        return texts, complaints
 
     @property
     def obs_columns(self) -> list[str]:

@@ -59,6 +59,20 @@ def test_var_names_and_columns(tmp_path: Path) -> None:
         assert file.obsm("X_state") is None
 
 
+def test_a_var_column_that_cannot_be_read_is_passed_over_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad")
+    with h5py.File(path, "r+") as file:
+        file["var"].attrs["column-order"] = ["odd", "symbol"]
+        file["var/odd"] = [1, 2, 3, 4]
+        file["var/odd"].attrs.update({"encoding-type": "of-tomorrow", "encoding-version": "9"})
+    with H5adFile(path) as file:
+        assert file.var_columns() == {"symbol": ["A", "B", "C", "D"]}
+        [told] = file.unreadable_var()
+        assert f"{path}: var column 'odd' cannot be read (" in told
+        with pytest.raises(UserError, match="var column 'odd' cannot be read"):
+            file.frame("var")
+
+
 def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
     with (
         H5adFile(write(tmp_path / "x.h5ad", target_gene=list("abcd"))) as file,
