@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     from sesttune.config.load import load_config, parse_override, with_point
     from sesttune.evaluation.challenge import challenge
-    from sesttune.evaluation.scores import losses_of
+    from sesttune.evaluation.scores import genes_not_left_out, losses_of
     from sesttune.held_out import (
         chosen_trial,
         evaluate_models,
@@ -110,6 +110,8 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
     show_table(console, score_table(scores))
     if scores["cell_type"].nunique() > 1:
         show_table(console, score_table(scores, "cell_type"))
+    if (told := genes_not_left_out(data, split)) is not None:
+        console.print(told, highlight=False, soft_wrap=True)
     _show_extremes(scores, console)
     rivals = ["against"] if args.against is not None else []
     for rival in [*rivals, "perturbation_mean"]:

@@ -169,7 +169,7 @@ def _judge(
 ) -> "tuple[pd.DataFrame, str, bool]":
     """Scores on held-out data, the comparison in words, and whether the candidate is accepted."""
     from sesttune.evaluation.challenge import challenge
-    from sesttune.evaluation.scores import losses_of
+    from sesttune.evaluation.scores import genes_not_left_out, losses_of
     from sesttune.held_out import evaluate_models, heading, score_table, stored_model
     from sesttune.tracking.aliases import MODEL_NAME
 
@@ -192,6 +192,8 @@ def _judge(
         scores = evaluate_models(models, data, config, split, console)
     console.print(heading(candidate, split, data), highlight=False, soft_wrap=True)
     show_table(console, score_table(scores))
+    if (told := genes_not_left_out(data, split)) is not None:
+        console.print(told, highlight=False, soft_wrap=True)
     if "champion" not in models:
         mean = challenge(losses_of(scores, "candidate"), losses_of(scores, "perturbation_mean"))
         console.print(f"against perturbation_mean: {mean}", highlight=False, soft_wrap=True)

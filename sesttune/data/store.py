@@ -32,6 +32,8 @@ class CellStore:
         self.genes: list[str] = about["genes"]
         self.fingerprint: str = about["fingerprint"]
         self.control_pert: str = about["control_pert"]
+        self.target_genes: dict[str, int] = about["target_genes"]
+        """Perturbation -> the column of the gene it is named after, where it is one."""
         self.files: list[dict[str, Any]] = about["files"]
         self.notes: list[str] = about["notes"]
         self.n_genes = len(self.genes)

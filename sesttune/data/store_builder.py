@@ -20,10 +20,11 @@ from sesttune.data.growing_array import ArrayFile, shrink_values
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
+from sesttune.data.target_genes import target_genes
 from sesttune.data.value_scale import ValueScale, scale_notes
 from sesttune.errors import UserError, not_a_file
 
-STORE_VERSION = 7
+STORE_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def _write(
     for name in OBS_COLUMNS:
         obs[name] = pd.Categorical(obs[name], categories=sorted(obs[name].unique()))
     obs.to_parquet(folder / "obs.parquet", index=False)
+    perturbed = obs.loc[obs["pert"] != kwargs.control_pert, "pert"].unique()
+    targets, told = target_genes([source.path for source in files], genes, perturbed)
+    notes += told
     counts = np.concatenate(lengths) if lengths else np.zeros(0)
     np.save(folder / "indptr.npy", np.concatenate(([0], np.cumsum(counts, dtype=np.int64))))
     np.save(folder / "control_digests.npy", np.concatenate(digests))
@@ -142,6 +146,7 @@ def _write(
     about = {
         "genes": genes,
         "control_pert": kwargs.control_pert,
+        "target_genes": targets,
         "files": described,
         "notes": notes,
         "fingerprint": digest(hashed.result(obs), kinds, target_sum),

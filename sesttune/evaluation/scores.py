@@ -81,6 +81,18 @@ def summary(scores: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
     return scores.groupby(keys, sort=False)[list(METRICS)].mean()
 
 
+def genes_not_left_out(data: TrialData, split: str) -> str | None:
+    """What is to be said of discrimination where a perturbed gene is not found, hence kept."""
+    names = {data.store.names["pert"][condition.pert] for condition in data.conditions(split)}
+    kept = sorted(names - set(data.store.target_genes))
+    if not kept:
+        return None
+    return (
+        f"{len(kept)} of {len(names)} perturbations (e.g. '{kept[0]}') bear the name of no gene, "
+        "in var's index or a column: discrimination does not leave their own gene out"
+    )
+
+
 def losses_of(scores: pd.DataFrame, predictor: str) -> np.ndarray:
     """The loss of each condition, in their order."""
     return scores.loc[scores["predictor"] == predictor, "loss"].to_numpy()
@@ -125,8 +137,7 @@ def _discrimination(
     data: TrialData, conditions: list[Condition], predicted: np.ndarray, real: np.ndarray
 ) -> np.ndarray:
     """Within each context; the differences to the controls cancel, so means serve."""
-    genes = {gene: index for index, gene in enumerate(data.store.genes)}
-    names = data.store.names["pert"]
+    names, genes = data.store.names["pert"], data.store.target_genes
     targets = np.array([genes.get(names[c.pert], -1) for c in conditions])
     contexts = np.array([(c.dataset, c.cell_type) for c in conditions])
     scores = np.empty(len(conditions))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,18 @@ def test_a_dataset_that_no_table_names_is_not_read(tmp_path: Path) -> None:
     data = open_data(tiny, encoder)
     assert (data.n_genes, data.store.names["dataset"], encoder.encoded) == (60, ["a"], 80)
     assert "datasets not read, as no table names them: b" in data.notes
+
+
+def test_a_var_column_that_cannot_be_read_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    with h5py.File(tiny.files["beta"], "r+") as file:
+        file["var"].attrs["column-order"] = ["odd"]
+        file["var/odd"] = [1, 2]
+    told = [note for note in open_data(tiny).notes if "'odd'" in note]
+    assert told == [
+        f"{tiny.files['beta']}: var column 'odd' cannot be read (it has 2 rows, X is of 60): "
+        "write it again, or drop it"
+    ]
 
 
 def test_embeddings_of_the_files_are_used_on_request(tmp_path: Path) -> None:

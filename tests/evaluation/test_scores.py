@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.tiny_data import MeanEncoder, write_tiny
 
 from sesttune.config.load import load_config
 from sesttune.config.schema import Config
-from sesttune.data.sampling import fixed_sets
+from sesttune.data.sampling import CellSets, fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
-from sesttune.evaluation.baselines import baseline_predictors, baselines
+from sesttune.evaluation.baselines import baseline_predictors, baselines, dense_sets
 from sesttune.evaluation.every_cell import predict_every_cell
 from sesttune.evaluation.predictors import Predictor, head_predictor
-from sesttune.evaluation.scores import METRICS, losses_of, score, summary
+from sesttune.evaluation.scores import METRICS, genes_not_left_out, losses_of, score, summary
 from sesttune.model.losses import loss_function
 from sesttune.training.records import TrialRecord, read_metrics, read_trial
 from sesttune.training.trained_head import trained_head
@@ -91,6 +93,44 @@ def test_every_held_out_condition_has_every_metric(trained: Trained) -> None:
     # Alone in its cell type, P2 of beta has nothing to be told from.
     assert own["discrimination"].isna().tolist() == [True, *[False] * 6]
     assert set(METRICS) <= set(scores.columns)
+
+
+@pytest.mark.parametrize("symbols", ["index", "column", "nowhere"])
+def test_a_perturbed_gene_is_left_out_by_its_name_or_its_symbol_or_that_is_said(
+    tmp_path: Path, symbols: str
+) -> None:
+    tiny, targets = write_tiny(tmp_path), {"P5": 0, "P3": 1, "P0": 2}
+    called = [*targets, *(f"G{i}" for i in range(56)), "P0"]
+    for path in tiny.files.values():
+        cells = anndata.read_h5ad(path)
+        x = cells.X.toarray()
+        for pert, gene in targets.items():
+            x[:, gene] = np.where(cells.obs["target_gene"] == pert, 0, 50)
+        ids = [f"ENSG{i}" for i in range(60)]
+        var = pd.DataFrame({"kind": "coding", "symbol": called}, index=ids)
+        if symbols == "nowhere":
+            del var["symbol"]
+        elif symbols == "index":
+            var.index = pd.Index([*called[:-1], "G59"])
+        anndata.AnnData(x, cells.obs, var).write_h5ad(path)
+    data = TrialData.open(prepare(load_config(base=tiny.settings()), MeanEncoder))
+    assert data.store.target_genes == ({} if symbols == "nowhere" else targets)
+    unknown, example = (6, "P0") if symbols == "nowhere" else (3, "P1")
+    told = genes_not_left_out(data, "test")
+    assert told is not None
+    assert told.startswith(f"{unknown} of 6 perturbations (e.g. '{example}') bear the name of no")
+
+    def knocked_down(sets: CellSets) -> torch.Tensor:
+        """Controls without the perturbed gene, which is all that tells whose they are."""
+        cells = dense_sets(data.store, sets.control_rows)
+        for pert, gene in targets.items():
+            cells[sets.pert_codes == data.store.names["pert"].index(pert), :, gene] = 0
+        return torch.from_numpy(cells)
+
+    sets = fixed_sets(data, "test", 8, 0)
+    scores = score(data, "test", sets, {"model": knocked_down}, loss_function("energy"))
+    of_targets = scores[(scores["cell_type"] == "gamma") & scores["perturbation"].isin(targets)]
+    assert (of_targets["discrimination"] == 1).all() == (symbols == "nowhere")
 
 
 def test_metrics_of_a_condition_by_hand(trained: Trained) -> None:
