@@ -73,8 +73,12 @@ def cached_folder(
                 f"data.cache_dir: the disk of {folder.parent} is full; free some space or set "
                 "data.cache_dir to a larger disk"
             ) from None
-        if not folder.parent.is_dir() or error.errno in (errno.EACCES, errno.EROFS):
-            raise UserError(f"data.cache_dir: cannot write to {folder.parent} ({error})") from None
+        no_place = (errno.EACCES, errno.EROFS, errno.ENOLCK, errno.ENOSYS)  # the last two: no locks
+        if not folder.parent.is_dir() or error.errno in no_place:
+            raise UserError(
+                f"data.cache_dir: cannot write to {folder.parent} ({error}); set data.cache_dir to "
+                "another disk"
+            ) from None
         raise
     return folder
 

@@ -48,6 +48,11 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: you lack the permission", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -11,6 +11,15 @@ class UserError(Exception):
     """A mistake in the input: one line that names the file, key or column, and the fix."""
 
 
-def not_a_file(path: Path) -> str:
-    """Why `path` is no file that could be read, for the line of a UserError."""
-    return f"{path} is a folder: name a file" if path.is_dir() else f"{path} does not exist"
+def check_file(path: Path, what: str = "") -> None:
+    """Raise UserError, its line begun with `what`, where `path` is no file that can be read."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{what}{path} is a folder: name a file")
+        if not path.is_file():
+            raise UserError(f"{what}{path} does not exist")
+        path.open("rb").close()
+    except PermissionError:
+        raise UserError(f"{what}{path} cannot be read: you lack the permission") from None
+    except OSError as error:
+        raise UserError(f"{what}{path} cannot be read ({error.strerror})") from None

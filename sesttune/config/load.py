@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sesttune.config.checks import check_values
 from sesttune.config.schema import Config
 from sesttune.config.values import read_value, value_in_file, write_value
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 
 
 def load_config(
@@ -128,8 +128,7 @@ def _apply(merged: DictConfig, settings: Mapping[str, object], source: str) -> N
 
 
 def _read_yaml(file: Path) -> dict[str, object]:
-    if not file.is_file():
-        raise UserError(f"config file {not_a_file(file)}")
+    check_file(file, "config file ")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
         written = yaml.load(file.read_text(), Loader=yaml.BaseLoader)  # of which all is text

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 
 
 def read_features(path: Path) -> dict[str, np.ndarray]:
@@ -15,8 +15,7 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
     Raises UserError naming the file, and the perturbation where one is at fault.
     """
     key = "data.kwargs.perturbation_features_file"
-    if not path.is_file():
-        raise UserError(f"{key}: {not_a_file(path)}")
+    check_file(path, f"{key}: ")
     wanted = "it must hold a dict of perturbation name -> tensor, written by torch.save"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -22,8 +22,9 @@ from sesttune.data.h5ad_frame import (
     read_frame,
     read_index,
 )
+from sesttune.data.hdf5 import open_hdf5
 from sesttune.data.splits import nearest
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError
 
 BLOCK_ROWS = 4_096
 
@@ -37,12 +38,7 @@ class H5adFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(not_a_file(self.path))
-        try:
-            self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise UserError(f"{self.path} is not an HDF5 file, or is truncated: {error}") from None
+        self._file = open_hdf5(self.path)
         missing = [name for name in ("X", "obs", "var") if name not in self._file]
         if missing:
             elsewhere = self.elsewhere()

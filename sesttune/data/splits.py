@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 
 HELD_OUT = ("val", "test")
 SUFFIXES = (".h5ad", ".h5")
@@ -45,8 +45,7 @@ class SplitFile:
 
 def read_split_file(path: Path) -> SplitFile:
     """Parse `path`; raises UserError naming the table and the fix."""
-    if not path.is_file():
-        raise UserError(f"data.kwargs.toml_config_path: {not_a_file(path)}")
+    check_file(path, "data.kwargs.toml_config_path: ")
     try:
         content = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

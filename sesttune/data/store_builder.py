@@ -22,7 +22,7 @@ from sesttune.data.splits import nearest
 from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.data.target_genes import target_genes
 from sesttune.data.value_scale import ValueScale, scale_notes
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 
 STORE_VERSION = 8
 
@@ -169,8 +169,7 @@ def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: in
 
 def _read_gene_list(path: str) -> list[str]:
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"data.kwargs.gene_list: {not_a_file(file)}")
+    check_file(file, "data.kwargs.gene_list: ")
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:

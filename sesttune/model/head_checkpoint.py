@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sesttune.atomic import replacing
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 from sesttune.model.st_head import HeadConfig, STHead
 
 FORMAT = "sesttune-head-1"
@@ -40,8 +40,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content `save_checkpoint` was given; raises UserError for any other file."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {not_a_file(path)}")
+    check_file(path, "checkpoint ")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of any kind: the reader takes each byte of a foreign file for a command

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -71,8 +71,7 @@ def read_checkpoint(path: Path) -> Any:
 
     Raises UserError for a missing, truncated or foreign file.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint {not_a_file(path)}")
+    check_file(path, "checkpoint ")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}

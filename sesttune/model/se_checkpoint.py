@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sesttune.atomic import write_text
-from sesttune.errors import UserError, not_a_file
+from sesttune.errors import UserError, check_file
 from sesttune.model.safe_pickle import plain, read_checkpoint
 
 KEY = "model.kwargs.se_checkpoint_path"
@@ -69,15 +69,12 @@ def find_files(
             names = ", ".join(path.name for path in found)
             raise UserError(f"{folder} holds several checkpoints ({names}): which one? set {KEY}")
         weights = found[0]
-    if not weights.is_file():
-        raise UserError(f"{KEY}: {not_a_file(weights)}")
+    check_file(weights, f"{KEY}: ")
     if protein_embeddings is not None:
-        proteins: Path | None = Path(protein_embeddings).expanduser()
-        if proteins is not None and not proteins.is_file():
-            raise UserError(f"protein embeddings {proteins} do not exist")
-    else:
-        proteins = _proteins_in(folder) if folder is not None else None
-    return SEFiles(weights, proteins)
+        named = Path(protein_embeddings).expanduser()
+        check_file(named, "protein embeddings ")
+        return SEFiles(weights, named)
+    return SEFiles(weights, _proteins_in(folder) if folder is not None else None)
 
 
 def read_weights(files: SEFiles, config: Path | None = None) -> SEWeights:
@@ -149,8 +146,7 @@ def _settings(
 ) -> dict[str, Any]:
     """`pad_length` and `cls_token_idx`: from `config`, else as saved in the checkpoint."""
     if config is not None:
-        if not config.is_file():
-            raise UserError(f"--config {not_a_file(config)}")
+        check_file(config, "--config ")
         whole: Any = _from_yaml(config.read_text("utf-8", "replace"), config)
     elif isinstance(content.get("cfg_yaml"), str):
         whole = _from_yaml(content["cfg_yaml"], path)

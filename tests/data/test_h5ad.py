@@ -1,3 +1,6 @@
+import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -222,6 +225,22 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut.h5ad is not an HDF5 file, or is truncated"):
         H5adFile(tmp_path / "cut.h5ad")
+    (tmp_path / "x.h5ad.gz").write_bytes(gzip.compress(whole))
+    with pytest.raises(UserError, match="x.h5ad.gz is compressed: unpack it with gunzip"):
+        H5adFile(tmp_path / "x.h5ad.gz")
+
+
+def test_a_file_that_another_process_writes_is_to_be_waited_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad")
+    hold = f"import h5py; file = h5py.File({str(path)!r}, 'r+'); print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=pipe, stdout=pipe) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        with pytest.raises(UserError, match="x.h5ad is being written by another process: wait"):
+            H5adFile(path)
+        writer.communicate(b"\n")
+    H5adFile(path).close()
 
 
 def test_a_gene_that_a_row_holds_twice_counts_once(tmp_path: Path) -> None:

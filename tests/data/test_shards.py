@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import shutil
@@ -241,6 +242,17 @@ def test_a_full_disk_is_named_whatever_error_it_causes(
     monkeypatch.setattr("sesttune.cached_folder.is_full", lambda folder: True)
     with pytest.raises(UserError, match=r"data.cache_dir: the disk of .* is full"):
         cached_folder(tmp_path / "x", build)
+
+
+def test_a_cache_on_a_file_system_without_locks_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(UserError, match=r"cannot write to .* implemented\); set data.cache_dir to"):
+        cached_folder(tmp_path / "x", lambda draft: None)
 
 
 def cache(tiny: TinyData, *arguments: str) -> int:

@@ -1,0 +1,35 @@
+"""Open an HDF5 file to read it, or say in a line why that cannot be.
+
+HDF5 takes a lock also to read, so a file that another process writes cannot be opened, nor one on
+a file system without locks.
+"""
+
+import errno
+from pathlib import Path
+
+import h5py
+
+from sesttune.errors import UserError, check_file
+
+GZIP = b"\x1f\x8b"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Raises UserError for a file that is missing, locked, compressed or no HDF5."""
+    check_file(path)
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} {_reason(path, error)}") from None
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+        return "is being written by another process: wait until that has closed it"
+    if error.errno in NO_LOCKS:
+        return "lies on a file system without locks: set HDF5_USE_FILE_LOCKING=FALSE"
+    with path.open("rb") as file:
+        if file.read(len(GZIP)) == GZIP:
+            return "is compressed: unpack it with gunzip"
+    return f"is not an HDF5 file, or is truncated ({error}): copy it again"
