@@ -187,6 +187,14 @@ def _table(content: Mapping[str, object], name: str, path: Path) -> dict[str, ob
     table = content.get(name, {})
     if not isinstance(table, dict):
         raise UserError(f"{path}: [{name}] must be a table")
+    for key, value in table.items():
+        parts = [key]
+        while isinstance(value, dict) and value:  # as TOML reads a name with a dot
+            inner, value = next(iter(value.items()))
+            parts.append(inner)
+        dotted = ".".join(parts[:-1] if name == "fewshot" else parts)
+        if len(parts) > 1 + (name == "fewshot"):
+            raise UserError(f'{path}: [{name}] {dotted} must be in quotes, for its dot: "{dotted}"')
     return table
 
 
@@ -214,8 +222,14 @@ def _context(key: str, datasets: Mapping[str, object], path: Path, table: str) -
     dataset, dot, cell_type = key.partition(".")
     if not dot or not cell_type:
         raise UserError(f'{path}: {table} "{key}" must be "dataset.celltype"')
-    _known_dataset(dataset, datasets, path, table)
-    return dataset, cell_type
+    fits = [name for name in datasets if key.startswith(f"{name}.") and key != f"{name}."]
+    if len(fits) > 1:
+        raise UserError(
+            f'{path}: {table} "{key}" may be of dataset {" or ".join(fits)}: rename one of them'
+        )
+    if not fits:
+        _known_dataset(dataset, datasets, path, table)
+    return fits[0], key.removeprefix(f"{fits[0]}.")
 
 
 def _known_dataset(name: str, datasets: Mapping[str, object], path: Path, table: str) -> None:

@@ -94,6 +94,24 @@ def test_outside_training_only_what_a_table_names_is_used(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ["replogle.k562", "a b/c", "δ.", "n" * 300])
+def test_a_dataset_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, GOOD.replace("d =", f'"{name}" =').replace('"d.', f'"{name}.'))
+    file = read_split_file(path)
+    assert (file.training, [*file.zeroshot, *file.fewshot]) == (
+        (name,),
+        [(name, "gamma"), (name, "beta")],
+    )
+
+
+def test_a_context_of_two_datasets_is_a_question(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace('d = "cells"', 'd = "cells"\n"d.beta" = "cells"'))
+    assert (read_split_file(path).fewshot) == {("d", "beta"): {"val": ("P0",), "test": ("P1",)}}
+    path.write_text(path.read_text().replace('"d.beta"]', '"d.beta.x"]'))
+    with pytest.raises(UserError, match=r'"d.beta.x" may be of dataset d or d.beta: rename one'):
+        read_split_file(path)
+
+
 def test_datasets_as_folder_file_and_glob(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.h5ad").touch()
@@ -170,6 +188,9 @@ def test_braces() -> None:
         (("d.gamma", "d.beta"), "in .zeroshot. and .fewshot.: keep one"),
         (("cells", "nowhere"), "no .h5ad or .h5 file at .*nowhere"),
         (("val =", "vall ="), "must hold val"),
+        (('d = "cells"', 'd.k562 = "cells"'), r"\[datasets\] d.k562 must be in quotes, .*: \"d.k"),
+        (('"d.gamma"', "d.gamma"), r"\[zeroshot\] d.gamma must be in quotes"),
+        (('"d.beta"', "d.beta"), r"\[fewshot\] d.beta must be in quotes"),
         (("[datasets]", "[datasets"), "not valid TOML"),
         (('d = "cells"', 'd = ["cells"]'), "datasets. d must be one text"),
         ((GOOD[GOOD.index("[training]") :], ""), "nothing is left to train on"),
