@@ -1,6 +1,6 @@
 """Perturbation features: a `.pt` file holding a dict of name -> vector (ESM2: 5,120 floats)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,16 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
 def missing_features(features: dict[str, np.ndarray], names: Sequence[str]) -> list[str]:
     """The perturbations of `names` that have no vector, sorted."""
     return sorted(set(names) - set(features))
+
+
+def named_otherwise(features: Collection[str], lacking: Sequence[str]) -> str:
+    """How many of `lacking` are there but for spaces or upper and lower case, or ''."""
+    there = {name.strip().casefold(): name for name in features}
+    found = [name for name in lacking if name.strip().casefold() in there]
+    if not found:
+        return ""
+    other = there[found[0].strip().casefold()]
+    return f"it names {len(found)} of them otherwise (e.g. '{other}' for '{found[0]}')"
 
 
 def feature_matrix(features: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ process opens hundreds of thousands of cells in milliseconds.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,12 @@ from sesttune.data.embeddings import (
     build_control_embeddings,
     control_embeddings_from_obsm,
 )
-from sesttune.data.features import feature_matrix, missing_features, read_features
+from sesttune.data.features import (
+    feature_matrix,
+    missing_features,
+    named_otherwise,
+    read_features,
+)
 from sesttune.data.shards import Encoder, Runner, encode_here
 from sesttune.data.splits import assign_splits, read_split_file
 from sesttune.data.store import CellStore
@@ -144,7 +149,7 @@ def prepare(
     _check_dim("input_dim", config.model.kwargs.input_dim, store.n_genes)
     _check_dim("output_dim", config.model.kwargs.output_dim, store.n_genes)
     notes = list(store.notes)
-    conditions = _conditions_of(store)
+    conditions = _cells_of_conditions(store)
     lacking = missing_features(features, [c[2] for c in conditions])
     if lacking:
         total = len({condition[2] for condition in conditions})
@@ -164,7 +169,7 @@ def prepare(
         f"{len(controls.matrix):,} control cells embedded by {controls.encoder['label']} "
         f"({controls.embed_dim} values each)"
     )
-    notes += [_describe_splits(splits), *describe_pairing(store, kwargs.batch_col)]
+    notes += [_describe_splits(splits, conditions), *describe_pairing(store, kwargs.batch_col)]
     matrix = feature_matrix(features, store.names["pert"])
     listed = sorted((*condition, split) for condition, split in splits.items())
     about = {
@@ -183,29 +188,31 @@ def prepare(
     return cached_folder(cache / "prepared" / digest(about), write) / "manifest.json"
 
 
-def _conditions_of(store: CellStore) -> list[tuple[str, str, str]]:
-    """Every (dataset, cell type, perturbation) the store has, without controls."""
+def _cells_of_conditions(store: CellStore) -> dict[tuple[str, str, str], int]:
+    """Cells of every (dataset, cell type, perturbation) the store has, without controls."""
     codes = np.stack([store.dataset, store.cell_type, store.pert], axis=1)[~store.is_control]
     names = store.names
-    return [
-        (names["dataset"][d], names["cell_type"][c], names["pert"][p])
-        for d, c, p in np.unique(codes, axis=0)
-    ]
+    return {
+        (names["dataset"][d], names["cell_type"][c], names["pert"][p]): int(cells)
+        for (d, c, p), cells in zip(*np.unique(codes, axis=0, return_counts=True), strict=True)
+    }
 
 
-def _refuse_or_drop(
-    lacking: list[str], setting: str, total: int, features: Mapping[str, object]
-) -> str:
+def _refuse_or_drop(lacking: list[str], setting: str, total: int, features: Collection[str]) -> str:
     shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+    otherwise = named_otherwise(features, lacking)
     if setting == "refuse" or len(lacking) == total:
         fix = "add them, or set data.kwargs.missing_features=drop"
-        if len(lacking) == total:
+        if otherwise:
+            fix = f"{otherwise}: name them as obs does"
+        elif len(lacking) == total:
             fix = f"name them as obs does, it has e.g. {', '.join(list(features)[:3])}"
         raise UserError(
             f"data.kwargs.perturbation_features_file has no vector for {len(lacking)} of {total} "
             f"perturbations ({shown}); {fix}"
         )
-    return f"dropped {len(lacking)} of {total} perturbations without a feature vector: {shown}"
+    told = f"dropped {len(lacking)} of {total} perturbations without a feature vector: {shown}"
+    return f"{told}; {otherwise}" if otherwise else told
 
 
 def _check_dim(name: str, expected: int | None, found: int) -> None:
@@ -230,12 +237,17 @@ def describe_genes(reports: dict[str, str]) -> list[str]:
     ]
 
 
-def _describe_splits(splits: dict[tuple[str, str, str], str]) -> str:
+def _describe_splits(
+    splits: Mapping[tuple[str, str, str], str], cells: Mapping[tuple[str, str, str], int]
+) -> str:
     counts = [
         f"{sum(1 for s in splits.values() if s == split)} {split}"
         for split in ("train", "val", "test")
     ]
-    return f"conditions (cell type × perturbation): {', '.join(counts)}"
+    sizes = [cells[condition] for condition in splits]
+    least, most = min(sizes), max(sizes)
+    of = f"of {least:,} cells each" if least == most else f"of {least:,} to {most:,} cells"
+    return f"conditions (cell type × perturbation): {', '.join(counts)}, {of}"
 
 
 def describe_pairing(store: CellStore, batch_col: str) -> list[str]:

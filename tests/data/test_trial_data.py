@@ -142,9 +142,30 @@ def test_perturbations_without_features_are_refused_or_dropped(tmp_path: Path) -
 def test_features_of_none_of_the_perturbations_are_refused(tmp_path: Path, setting: str) -> None:
     tiny = write_tiny(tmp_path)
     features = torch.load(tiny.features, weights_only=True)
-    torch.save({name.lower(): vector for name, vector in features.items()}, tiny.features)
-    with pytest.raises(UserError, match=r"for 6 of 6 .*; name them as obs .* e.g. p0, p1"):
+    torch.save({f"gene {name}": vector for name, vector in features.items()}, tiny.features)
+    with pytest.raises(UserError, match=r"for 6 of 6 .*; name them as obs .* e.g. gene P0, ge"):
         open_data(tiny, **{"data.kwargs.missing_features": setting})
+
+
+def test_features_under_other_spellings_are_told_of(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    features = torch.load(tiny.features, weights_only=True)
+    features |= {"p4": features.pop("P4"), "P5 ": features.pop("P5")}
+    torch.save(features, tiny.features)
+    told = "it names 2 of them otherwise (e.g. 'p4' for 'P4')"
+    with pytest.raises(UserError) as refused:
+        open_data(tiny)
+    assert str(refused.value).endswith(f"(P4, P5); {told}: name them as obs does")
+    notes = open_data(tiny, **{"data.kwargs.missing_features": "drop"}).notes
+    assert f"dropped 2 of 6 perturbations without a feature vector: P4, P5; {told}" in notes
+
+
+def test_the_sizes_of_conditions_are_said(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    said = "conditions (cell type × perturbation): 9 train, 2 val, 7 test, of"
+    assert f"{said} 10 cells each" in open_data(tiny).notes
+    anndata.read_h5ad(tiny.files["gamma"])[:91].copy().write_h5ad(tiny.files["gamma"])
+    assert f"{said} 1 to 10 cells" in open_data(tiny).notes
 
 
 @pytest.mark.parametrize(
