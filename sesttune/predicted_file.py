@@ -10,6 +10,7 @@ matrix, so no value changes.
 import csv
 import io
 import shlex
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,10 @@ def without_x(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
 
     from sesttune.data.h5ad import H5adFile
 
-    with H5adFile(source) as file:
+    with H5adFile(source) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names of cells that are numbers, or not unique
         cells = anndata.AnnData(obs=file.frame("obs"), var=file.frame("var"))
-    predicted = cells[:, about["genes"]].copy()
+        predicted = cells[:, about["genes"]].copy()
     predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
     return predicted
 

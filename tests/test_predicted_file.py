@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +66,18 @@ def test_an_entry_is_sparse_and_named_as_prep_expects_without_a_changed_value(
     expected = [label.replace("safe", "non-targeting") for label in LABELS]
     assert found.obs["target_gene"].to_list() == expected
     assert found.uns["sesttune"]["encoder"] == "tiny encoder"
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_cells_that_anndata_warns_of_are_written_as_they_are(tmp_path: Path) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    for names in (np.arange(5), np.array([b"a", b"b", b"a", b"c", b"d"])):
+        with h5py.File(source, "r+") as file:
+            del file["obs/_index"]
+            file["obs/_index"] = names
+        write_predicted(without_x(source, ABOUT), tmp_path / "o.h5ad", EXPRESSION)
+        with h5py.File(tmp_path / "o.h5ad") as file:
+            assert file["obs/_index"].asstr()[:].tolist() == names.astype(str).tolist()
 
 
 def test_without_vcc_obs_and_var_are_the_inputs(tmp_path: Path) -> None:
