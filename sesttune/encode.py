@@ -94,9 +94,10 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     from rich.console import Console
 
     from sesttune.data.h5ad import H5adFile
+    from sesttune.data.value_scale import BINARY, ValueScale
     from sesttune.progress_bars import progress_bars
 
-    what, done, negative = "encoding cells", 0, False
+    what, done, negative, scale = "encoding cells", 0, False, ValueScale(source)
     parts: list[np.ndarray] = []
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
         match = encoder.match(file.var_names, file.var_columns())
@@ -111,6 +112,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
                 show(what, before + count, file.n_cells)
 
             negative = negative or bool((block.data < 0).any())
+            scale.add(block)
             parts.append(encoder.encode(block, match, advance))
             if not np.isfinite(parts[-1]).all():
                 raise UserError(
@@ -118,11 +120,11 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
                     "embeddings hold NaN or infinity"
                 )
             done += block.shape[0]
+        told = BINARY if scale.binary else ""
         if negative:
-            told = f"X holds negative values, which the encoder reads as 0{file.elsewhere()}"
-            print(f"warning: --input {source}: {told}", file=sys.stderr)
-    if not parts:
-        raise UserError(f"--input {source} holds no cell")
+            told = "X holds negative values, which the encoder reads as 0"
+        if told:
+            print(f"warning: --input {source}: {told}{file.elsewhere()}", file=sys.stderr)
     return np.concatenate(parts)
 
 

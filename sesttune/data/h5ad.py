@@ -131,8 +131,8 @@ class H5adFile:
                 f"{self.path}: obs has no column '{column}'{nearest(column, self.obs_columns)}"
             )
         values = pd.Series(read_column(self._file["obs"], column, self.n_cells, self.path))
-        if values.isna().any():
-            empty = int(values.isna().sum())
+        empty = int((values.isna() | (values == "")).sum())
+        if empty:
             raise UserError(
                 f"{self.path}: obs column '{column}' is empty for {empty} cells; label them, or "
                 "leave them out"
@@ -239,8 +239,10 @@ class H5adFile:
         held = (self._x if self._encoding == "dense" else self._x["data"]).dtype
         if held.kind not in "biuf":  # of complex numbers, h5py would give the real parts
             raise UserError(f"{self.path}: X holds values of type {held}, not real numbers")
-        for axis, which in enumerate(("obs", "var")):
+        for axis, (which, held) in enumerate({"obs": "cell", "var": "gene"}.items()):
             check_frame(self._file[which], self.shape[axis], self.path)
+            if not self.shape[axis]:
+                raise UserError(f"{self.path} holds no {held}: leave the file out")
 
     def refuse_negative(self, block: sparse.csr_matrix) -> None:
         """Raise UserError where a count is below zero (the encoder alone tolerates them)."""

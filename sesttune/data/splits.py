@@ -176,7 +176,8 @@ def _check_names(split_file: SplitFile, conditions: Iterable[Condition]) -> None
 
 def nearest(name: str, known: Collection[str]) -> str:
     """`; did you mean 'x'?` with the nearest known name, or the known names."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = [other for other in known if other.strip().casefold() == name.strip().casefold()]
+    close = close or difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
     listed = sorted(known)

@@ -88,7 +88,8 @@ def _write(
     index_type = np.dtype(np.uint16 if len(genes) <= 2**16 else np.uint32)
     hashed = StoreHash(genes)
     described: list[dict[str, object]] = []
-    frames: list[pd.DataFrame] = []
+    frames = [_read_obs(source, kwargs, number) for number, source in enumerate(files)]
+    _check_contexts(pd.concat(frames, ignore_index=True), kwargs)
     lengths: list[np.ndarray] = []
     digests: list[np.ndarray] = []
     scales: list[ValueScale] = []
@@ -96,9 +97,8 @@ def _write(
         ArrayFile(folder / "indices.npy", index_type) as indices,
         ArrayFile(folder / "values.npy", np.dtype(np.float32)) as values,
     ):
-        for number, source in enumerate(files):
+        for source, obs in zip(files, frames, strict=True):
             with H5adFile(source.path) as file:
-                obs = _read_obs(file, source, kwargs, number)
                 is_control = (obs["pert"] == kwargs.control_pert).to_numpy()
                 columns = _column_map(file.unique_genes(), genes)
                 library: list[np.ndarray] = []
@@ -116,29 +116,30 @@ def _write(
                     lengths.append(np.diff(aligned.indptr))
                     hashed.add(aligned)
                     progress(f"reading {source.path.name}", sum(map(len, library)), file.n_cells)
-            kind = scale.decide(kwargs.counts)
+                elsewhere = file.elsewhere()
+            kind = scale.decide(kwargs.counts, elsewhere)
             scales.append(scale)
-            sums = np.concatenate(library) if library else np.zeros(0)
+            sums = np.concatenate(library)
             raw_scale = np.where(sums > 0, kwargs.target_sum / np.maximum(sums, 1e-30), 1.0)
             obs["scale"] = (raw_scale if kind == "raw" else np.zeros_like(sums)).astype(np.float32)
-            frames.append(obs)
             about_file = {"path": str(source.path.resolve()), "values": kind}
             depth = scale.sum_of_a_cell(kwargs.target_sum)
             described.append({**about_file, "counts_a_cell": depth})
             empty = int((sums == 0).sum())
             cells = f"{len(obs):,} cells{f' ({empty:,} without a count)' if empty else ''}"
             notes.append(f"{source.path.name}: {cells}, {scale}")
+            if (odd := scale.odd()) is not None:
+                notes.append(f"{source.path.name}: {odd}{elsewhere}")
     notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
-    _check_contexts(obs, kwargs)
     for name in OBS_COLUMNS:
         obs[name] = pd.Categorical(obs[name], categories=sorted(obs[name].unique()))
     obs.to_parquet(folder / "obs.parquet", index=False)
     perturbed = obs.loc[obs["pert"] != kwargs.control_pert, "pert"].unique()
     targets, told = target_genes([source.path for source in files], genes, perturbed)
     notes += told
-    counts = np.concatenate(lengths) if lengths else np.zeros(0)
-    np.save(folder / "indptr.npy", np.concatenate(([0], np.cumsum(counts, dtype=np.int64))))
+    ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    np.save(folder / "indptr.npy", np.concatenate(([0], ends)))
     np.save(folder / "control_digests.npy", np.concatenate(digests))
     shrink_values(folder / "values.npy")
     kinds = [file["values"] for file in described]
@@ -154,17 +155,18 @@ def _write(
     (folder / "store.json").write_text(json.dumps(about))
 
 
-def _read_obs(file: H5adFile, source: SourceFile, kwargs: DataKwargs, number: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "pert": file.obs(kwargs.pert_col),
-            "cell_type": file.obs(kwargs.cell_type_key),
-            "batch": file.obs(kwargs.batch_col),
-            "dataset": source.dataset,
-            "file": np.int32(number),
-            "file_row": np.arange(file.n_cells, dtype=np.int64),
-        }
-    )
+def _read_obs(source: SourceFile, kwargs: DataKwargs, number: int) -> pd.DataFrame:
+    with H5adFile(source.path) as file:
+        return pd.DataFrame(
+            {
+                "pert": file.obs(kwargs.pert_col),
+                "cell_type": file.obs(kwargs.cell_type_key),
+                "batch": file.obs(kwargs.batch_col),
+                "dataset": source.dataset,
+                "file": np.int32(number),
+                "file_row": np.arange(file.n_cells, dtype=np.int64),
+            }
+        )
 
 
 def _read_gene_list(path: str) -> list[str]:

@@ -15,6 +15,9 @@ from sesttune.errors import UserError
 
 LOG1P_LIMIT = 35.0
 """No log1p of counts is larger: exp(35) exceeds every sequencing depth."""
+BINARY = "X holds 0 and 1 alone, as if counts had been made yes or no; give counts"
+MOST_COUNTS = 5_000_000
+"""Counts a cell above which the encoder, as the public one, takes log1p values for counts."""
 UNLIKE = 1.5
 """Factor between sums that is told of; genes left out after scaling lose some of theirs, too."""
 
@@ -38,8 +41,11 @@ class ValueScale:
             counts = np.add.reduceat(np.expm1(block.data, dtype=np.float64), _starts(block))
             self._log1p_sum = float(np.median(counts))
 
-    def decide(self, setting: str) -> str:
-        """`kind`, by `data.kwargs.counts`; raises UserError where the values cannot be that."""
+    def decide(self, setting: str, elsewhere: str = "") -> str:
+        """`kind`, by `data.kwargs.counts`; raises UserError where the values cannot be that.
+
+        `elsewhere`: where counts may lie, as `H5adFile.elsewhere` says it.
+        """
         if setting == "log1p" and self._largest > LOG1P_LIMIT:
             raise UserError(
                 f"{self.path}: data.kwargs.counts=log1p, but X has the value {self._largest:g}; "
@@ -48,11 +54,26 @@ class ValueScale:
         if setting == "auto" and not self._whole and self._largest > LOG1P_LIMIT:
             raise UserError(
                 f"{self.path}: X is neither whole counts nor log1p (largest value "
-                f"{self._largest:g}); set data.kwargs.counts=raw if these are counts"
+                f"{self._largest:g}); set data.kwargs.counts=raw if these are counts{elsewhere}"
             )
         found = "raw" if self._whole else "log1p"
         self.kind = found if setting == "auto" else setting
         return self.kind
+
+    @property
+    def binary(self) -> bool:
+        return self._whole and self._largest == 1
+
+    def odd(self) -> str | None:
+        """What is to be said of values that are hardly those of `kind`."""
+        if self.kind == "raw" and self.binary:
+            return BINARY
+        if self.kind == "log1p" and (self._log1p_sum or 0) > MOST_COUNTS:
+            return (
+                f"{self} are more than cells have, and the encoder takes such for counts; give "
+                "natural logarithms (not log2), or counts"
+            )
+        return None
 
     def sum_of_a_cell(self, target_sum: float) -> float | None:
         """Counts of a cell behind the values of the store; None where that is not known."""

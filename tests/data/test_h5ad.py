@@ -85,11 +85,19 @@ def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_empty_labels_are_refused(tmp_path: Path) -> None:
-    with (
-        H5adFile(write(tmp_path / "x.h5ad", col=pd.Categorical(["a", None, "b", None]))) as file,
-        pytest.raises(UserError, match="'col' is empty for 2 cells; label them"),
-    ):
-        file.obs("col")
+    labels = pd.Categorical(["a", None, "b", ""])
+    with H5adFile(write(tmp_path / "x.h5ad", col=labels, text=["", "a", "b", ""])) as file:
+        for column in ("col", "text"):
+            with pytest.raises(UserError, match=f"'{column}' is empty for 2 cells; label them"):
+                file.obs(column)
+
+
+def test_a_file_without_cells_or_genes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x.h5ad")
+    for what, where in {"cell": np.s_[:0, :], "gene": np.s_[:, :0]}.items():
+        anndata.read_h5ad(tmp_path / "x.h5ad")[where].copy().write_h5ad(tmp_path / "none.h5ad")
+        with pytest.raises(UserError, match=f"none.h5ad holds no {what}: leave the file out"):
+            H5adFile(tmp_path / "none.h5ad")
 
 
 def test_a_column_that_cannot_be_read_stops_only_what_needs_it(tmp_path: Path) -> None:

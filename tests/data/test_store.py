@@ -3,6 +3,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,6 +176,15 @@ def test_contexts_without_controls_are_refused(tmp_path: Path) -> None:
     kwargs = DataKwargs(control_pert="non-targetting")
     with pytest.raises(UserError, match="did you mean 'non-targeting'"):
         build_store(edited(tmp_path), kwargs, tmp_path / "c")
+
+
+def test_controls_are_looked_for_before_x_is_read(tmp_path: Path) -> None:
+    kwargs = DataKwargs(control_pert="NON-TARGETING ")
+    [source] = edited(tmp_path)
+    with h5py.File(source.path, "r+") as file:
+        file["X/data"][0] = np.nan
+    with pytest.raises(UserError, match="did you mean 'non-targeting'"):
+        build_store([source], kwargs, tmp_path / "c")
 
 
 @pytest.mark.parametrize(

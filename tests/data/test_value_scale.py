@@ -67,6 +67,32 @@ def test_what_is_said_of_cells_unlike_those_of_training(here, trained, told):
     assert found is None if told is None else re.search(told, found)
 
 
+@pytest.mark.parametrize("made", [bool, np.float32])
+def test_counts_made_yes_or_no_are_told_of(tmp_path: Path, made: type) -> None:
+    path = write_tiny(tmp_path).files["beta"]
+    cells = anndata.read_h5ad(path)
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = (cells.X.toarray() > 0).astype(made)
+    cells.write_h5ad(path)
+    notes = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes
+    assert notes == [
+        "beta.h5ad: 100 cells, raw counts",
+        "beta.h5ad: X holds 0 and 1 alone, as if counts had been made yes or no; give counts (copy "
+        "them into X, if layers['counts'] has them)",
+    ]
+
+
+def test_logarithms_to_another_base_are_told_of(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path).files["beta"]
+    log1p_of(path, 1_000_000)
+    assert len(build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes) == 1
+    cells = anndata.read_h5ad(path)
+    cells.X = cells.X / np.log(2)
+    cells.write_h5ad(path)
+    notes = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c").notes
+    assert re.search(r"beta.h5ad: log1p values of \S+ counts a cell are more .*log2", notes[1])
+
+
 def test_a_store_knows_the_counts_of_a_cell(tmp_path: Path) -> None:
     files = write_tiny(tmp_path).files
     log1p_of(files["beta"], 1_500)
