@@ -1,6 +1,7 @@
 """`sesttune evaluate`: score a model on held-out conditions, beside predictions without a model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
     if wrong:
         raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")
     if args.cell_eval is not None:
+        # A bar a metric, over whatever is printed; tqdm reads this when torch loads it.
+        os.environ.setdefault("TQDM_DISABLE", "1")
         from sesttune.evaluation.cell_eval import require_cell_eval
 
         require_cell_eval()

@@ -5,7 +5,6 @@ held-out cells and all controls, predicted and real. Its files stay in a folder 
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 import anndata
@@ -29,7 +28,6 @@ def run_cell_eval(
     data: TrialData, split: str, predict: Predictor, config: Config, folder: Path
 ) -> dict[str, dict[str, float]]:
     """Means over perturbations of each metric that cell-eval computes, by context."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar a metric, over whatever is printed
     from cell_eval import MetricsEvaluator
 
     store, found = data.store, {}
