@@ -100,7 +100,10 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     what, done, negative, scale = "encoding cells", 0, False, ValueScale(source)
     parts: list[np.ndarray] = []
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
-        match = encoder.match(file.var_names, file.var_columns())
+        try:
+            match = encoder.match(file.var_names, file.var_columns())
+        except UserError as error:
+            raise UserError(f"--input {source}: {error}") from None
         print(f"{source.name}: {match.report}")
         for line in file.unreadable_var():
             print(f"warning: {line}", file=sys.stderr)

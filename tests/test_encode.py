@@ -93,6 +93,14 @@ def test_values_that_are_no_counts_are_told_of_with_where_counts_may_be(
         assert ("warning" in warned) == bool(told)
 
 
+def test_genes_that_the_encoder_does_not_know_are_refused_with_the_file(tmp_path: Path) -> None:
+    cells = anndata.read_h5ad(ORACLE / "cells.h5ad")[:1].copy()
+    cells.var_names = cells.var_names.str.lower()
+    cells.write_h5ad(tmp_path / "in.h5ad")
+    with pytest.raises(UserError, match=r"^--input \S+in.h5ad: none of the file's "):
+        encode(tmp_path / "in.h5ad", tmp_path / "out.npy")
+
+
 def test_a_settings_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"dataset: \xff")
     more = ["--config", str(tmp_path / "c.yaml")]

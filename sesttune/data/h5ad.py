@@ -22,7 +22,7 @@ from sesttune.data.h5ad_frame import (
     read_frame,
     read_index,
 )
-from sesttune.data.hdf5 import open_hdf5
+from sesttune.data.hdf5 import described, open_hdf5
 from sesttune.data.splits import nearest
 from sesttune.errors import UserError
 
@@ -41,7 +41,7 @@ class H5adFile:
         self._file = open_hdf5(self.path)
         missing = [name for name in ("X", "obs", "var") if name not in self._file]
         if missing:
-            elsewhere = self.elsewhere()
+            elsewhere = self.elsewhere() or described(self._file)
             self._file.close()
             raise UserError(
                 f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}{elsewhere}"

@@ -12,6 +12,11 @@ import h5py
 from sesttune.errors import UserError, check_file
 
 GZIP = b"\x1f\x8b"
+FOREIGN = {
+    "matrix/barcodes": "of 10x: scanpy.read_10x_h5(FILE).write_h5ad(NEW)",
+    "mod": "a MuData: mudata.read(FILE)[MODALITY].write_h5ad(NEW)",
+}
+"""Part of a file that is no AnnData -> what it is, and how one is made of it."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -22,6 +27,12 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise UserError(f"{path} {_reason(path, error)}") from None
+
+
+def described(file: h5py.File) -> str:
+    """What a file that is no AnnData is, in brackets, where one can tell."""
+    found = [what for part, what in FOREIGN.items() if part in file]
+    return f" ({found[0]})" if found else ""
 
 
 def _reason(path: Path, error: OSError) -> str:

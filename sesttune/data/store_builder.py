@@ -194,9 +194,12 @@ def _output_genes(
         for source, names in zip(files, per_file, strict=True):
             lacking = sorted(set(gene_list) - set(names))
             if lacking:
+                asked = set(gene_list)
+                other = next((name for name in names if name not in asked), None)
+                own = f"; others are there, e.g. '{other}'" if other else ""
                 raise UserError(
                     f"{source.path} lacks {len(lacking)} of the {len(gene_list)} genes "
-                    f"that are asked for (e.g. '{lacking[0]}')"
+                    f"that are asked for (e.g. '{lacking[0]}'{own})"
                 )
         return gene_list, []
     common = set(per_file[0]).intersection(*per_file[1:])

@@ -229,6 +229,11 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
         file["Y"] = [1]
     with pytest.raises(UserError, match="other.h5 is not an AnnData file: it lacks X, obs, var"):
         H5adFile(tmp_path / "other.h5")
+    for part, told in {"matrix/barcodes": "10x: scanpy.read_10x_h5", "mod/rna": "a MuData"}.items():
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file[part] = [1]
+        with pytest.raises(UserError, match=rf"other.h5 is not an AnnData file: .* \(.*{told}"):
+            H5adFile(tmp_path / "other.h5")
     whole = write(tmp_path / "whole.h5ad").read_bytes()
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut.h5ad is not an HDF5 file, or is truncated"):

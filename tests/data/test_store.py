@@ -121,7 +121,7 @@ def test_gene_list_fixes_genes_and_order(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"gene_list: .*genes.txt is not text in UTF-8"):
             build_store(files, kwargs, tmp_path / "c")
     (tmp_path / "genes.txt").write_text("G5\nZZ\n")
-    with pytest.raises(UserError, match="lacks 1 of the 2 genes.*'ZZ'"):
+    with pytest.raises(UserError, match="lacks 1 of the 2 genes.*'ZZ'; others are .* e.g. 'G0'"):
         build_store(files, kwargs, tmp_path / "c")
 
 
