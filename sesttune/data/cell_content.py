@@ -23,6 +23,22 @@ def cell_digests(x: sparse.csr_matrix) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
+def held_twice(digests: np.ndarray, files: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of files of which one holds most of the other's cells.
+
+    `digests` as `cell_digests` gives them, uint8 [cells, 16]; `files` int [cells], ascending. Cells
+    of next to no counts may be alike by chance, so a few are no sign.
+    """
+    keys = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    holder = files[first][which]  # the first file that has the cell
+    again = np.stack([holder, files])[:, holder != files]
+    pairs, shared = np.unique(again, axis=1, return_counts=True)
+    sizes = np.bincount(files)
+    least = sizes[pairs].min(0)
+    return [(int(one), int(other)) for one, other in pairs[:, 2 * shared > least].T]
+
+
 class StoreHash:
     """sha256 over genes, values and labels: the same cells give the same fingerprint."""
 

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.config.schema import DataKwargs
-from sesttune.data.cell_content import StoreHash, cell_digests
+from sesttune.data.cell_content import StoreHash, cell_digests, held_twice
 from sesttune.data.growing_array import ArrayFile, shrink_values
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.splits import nearest
@@ -140,7 +140,16 @@ def _write(
     notes += told
     ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
     np.save(folder / "indptr.npy", np.concatenate(([0], ends)))
-    np.save(folder / "control_digests.npy", np.concatenate(digests))
+    of_controls = np.concatenate(digests)
+    np.save(folder / "control_digests.npy", of_controls)
+    control_files = obs.loc[obs["pert"] == kwargs.control_pert, "file"].to_numpy()
+    if twice := held_twice(of_controls, control_files):
+        names = " and ".join(files[number].path.name for number in twice[0])
+        more = f", as do {len(twice) - 1} more pairs of files" if len(twice) > 1 else ""
+        notes.append(
+            f"{names} hold the same control cells{more}: where the others are the same, too, they "
+            "may be trained on and held out; name them once"
+        )
     shrink_values(folder / "values.npy")
     kinds = [file["values"] for file in described]
     target_sum = kwargs.target_sum if "raw" in kinds else None

@@ -187,6 +187,25 @@ def test_controls_are_looked_for_before_x_is_read(tmp_path: Path) -> None:
         build_store([source], kwargs, tmp_path / "c")
 
 
+def test_cells_that_lie_in_two_files_are_told_of(tmp_path: Path) -> None:
+    files = write_tiny(tmp_path).files
+    alpha, beta = (anndata.read_h5ad(files[name]) for name in ("alpha", "beta"))
+    anndata.concat([alpha, beta]).write_h5ad(tmp_path / "whole.h5ad")
+    beta.X = sparse.vstack([alpha.X[:20], beta.X[20:]])  # half of its controls
+    beta.write_h5ad(tmp_path / "half.h5ad")
+
+    def told(*names: str) -> list[str]:
+        sources = [SourceFile(tmp_path / f"{name}.h5ad", "t") for name in names]
+        notes = build_store(sources, KWARGS, tmp_path / "c").notes
+        return [note.split(":")[0] for note in notes if "same control cells" in note]
+
+    assert told("alpha", "beta", "gamma") == told("alpha", "half") == []
+    assert told("alpha", "whole") == ["alpha.h5ad and whole.h5ad hold the same control cells"]
+    pair = "whole.h5ad and beta.h5ad hold the same control cells"
+    assert told("whole", "beta") == [pair]
+    assert told("whole", "beta", "alpha") == [f"{pair}, as do 1 more pairs of files"]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [(-1.0, "holds negative values"), (1e4 + 0.5, "neither whole counts nor log1p")],
