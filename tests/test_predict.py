@@ -104,6 +104,11 @@ def test_what_the_model_fixes_is_not_to_be_set(
     settings = {"data.cache_dir": str(tmp_path / "cache"), "data.kwargs.embed_key": "X_tiny"}
     promoted(tmp_path / "head", **settings)
     rng, genes = np.random.default_rng(0), [f"G{i}" for i in range(SIZES.output_dim)]
+    odd = write_cells(tmp_path / "odd.h5ad", rng, [CONTROL, *FEATURES], "alpha", genes)
+    with h5py.File(odd, "r+") as file:
+        file["obs"].attrs["column-order"] = ["target_gene", "cell_type"]
+    line = refused(capsys, tmp_path / "head", "--adata", str(odd))
+    assert "no column 'batch_var'; the model's batches are in such a one: name it so; known" in line
     for labels, said in {
         ("NTC", *FEATURES): "the model's controls are called so: label these the same; known",
         (CONTROL, *FEATURES): "obsm has no 'X_tiny'; write it with `sesttune encode`",

@@ -124,11 +124,15 @@ class H5adFile:
     def obs_columns(self) -> list[str]:
         return column_names(self._file["obs"])
 
-    def obs(self, column: str) -> np.ndarray:
-        """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`."""
+    def obs(self, column: str, setting: str = "") -> np.ndarray:
+        """An obs column as strings, object [cells]; a whole number 3.0 reads as `3`.
+
+        `setting` is what names the column, for the line that there is none.
+        """
         if column not in self.obs_columns:
+            fix = f"; set {setting}" if setting else ""
             raise UserError(
-                f"{self.path}: obs has no column '{column}'{nearest(column, self.obs_columns)}"
+                f"{self.path}: obs has no column '{column}'{fix}{nearest(column, self.obs_columns)}"
             )
         values = pd.Series(read_column(self._file["obs"], column, self.n_cells, self.path))
         empty = int((values.isna() | (values == "")).sum())

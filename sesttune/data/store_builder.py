@@ -168,9 +168,9 @@ def _read_obs(source: SourceFile, kwargs: DataKwargs, number: int) -> pd.DataFra
     with H5adFile(source.path) as file:
         return pd.DataFrame(
             {
-                "pert": file.obs(kwargs.pert_col),
-                "cell_type": file.obs(kwargs.cell_type_key),
-                "batch": file.obs(kwargs.batch_col),
+                "pert": file.obs(kwargs.pert_col, "data.kwargs.pert_col"),
+                "cell_type": file.obs(kwargs.cell_type_key, "data.kwargs.cell_type_key"),
+                "batch": file.obs(kwargs.batch_col, "data.kwargs.batch_col"),
                 "dataset": source.dataset,
                 "file": np.int32(number),
                 "file_row": np.arange(file.n_cells, dtype=np.int64),
