@@ -100,6 +100,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     what, done, negative, scale = "encoding cells", 0, False, ValueScale(source)
     parts: list[np.ndarray] = []
     with H5adFile(source) as file, progress_bars(Console(stderr=True)) as show:
+        width = encoder.embed_dim  # reads the model, whose faults are not the input's
         try:
             match = encoder.match(file.var_names, file.var_columns())
         except UserError as error:
@@ -107,7 +108,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
         print(f"{source.name}: {match.report}")
         for line in file.unreadable_var():
             print(f"warning: {line}", file=sys.stderr)
-        _check_room(source, output, 4 * file.n_cells * encoder.embed_dim)
+        _check_room(source, output, 4 * file.n_cells * width)
         show(what, done, file.n_cells)
         for block in file.iter_csr(block_rows=BLOCK_ROWS):
 

@@ -40,6 +40,8 @@ def _reason(path: Path, error: OSError) -> str:
         return "is being written by another process: wait until that has closed it"
     if error.errno in NO_LOCKS:
         return "lies on a file system without locks: set HDF5_USE_FILE_LOCKING=FALSE"
+    if "h5clear" in str(error):
+        return "was not closed by the process that wrote it: write it again"
     with path.open("rb") as file:
         if file.read(len(GZIP)) == GZIP:
             return "is compressed: unpack it with gunzip"

@@ -254,6 +254,10 @@ def test_a_file_that_another_process_writes_is_to_be_waited_for(tmp_path: Path) 
             H5adFile(path)
         writer.communicate(b"\n")
     H5adFile(path).close()
+    killed = f"import h5py; file = h5py.File({str(path)!r}, 'w', libver='latest'); file.flush()"
+    subprocess.run([sys.executable, "-c", f"{killed}; import os; os._exit(1)"])
+    with pytest.raises(UserError, match="x.h5ad was not closed by the process that wrote it"):
+        H5adFile(path)
 
 
 def test_a_gene_that_a_row_holds_twice_counts_once(tmp_path: Path) -> None:
