@@ -21,6 +21,7 @@ from sesttune.errors import UserError, check_file
 
 HELD_OUT = ("val", "test")
 SUFFIXES = (".h5ad", ".h5")
+PACKED = tuple(f"{suffix}.gz" for suffix in SUFFIXES)
 
 Context = tuple[str, str]
 """(dataset, cell type)."""
@@ -264,7 +265,10 @@ def _files_of(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
     # Hidden ones are no data, as for a glob: what is still being written, macOS's `._` files.
-    named = (file for file in place.iterdir() if not file.name.startswith("."))
+    named = [file for file in place.iterdir() if not file.name.startswith(".")]
+    for file in named:
+        if file.name.endswith(PACKED) and file.with_suffix("") not in named:
+            raise UserError(f"{file} would not be read: unpack it with gunzip, or move it away")
     return sorted(file for file in named if file.suffix.lower() in SUFFIXES)
 
 

@@ -138,6 +138,15 @@ def test_a_folder_is_read_without_what_is_hidden_in_it_and_in_any_case(tmp_path:
     assert files_of(tmp_path, ".") == ["B.H5AD", "a.h5ad"]
 
 
+def test_a_packed_file_in_a_folder_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    (tmp_path / "cells" / "a.h5ad.gz").touch()
+    assert files_of(tmp_path, "cells") == ["cells/a.h5ad"]
+    (tmp_path / "cells" / "b.h5ad.gz").touch()
+    with pytest.raises(UserError, match="cells/b.h5ad.gz would not be read: unpack it with gunzip"):
+        files_of(tmp_path, "cells")
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
