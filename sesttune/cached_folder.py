@@ -77,7 +77,7 @@ def cached_folder(
         if not folder.parent.is_dir() or error.errno in no_place:
             raise UserError(
                 f"data.cache_dir: cannot write to {folder.parent} ({error}); set data.cache_dir to "
-                "another disk"
+                "another folder"
             ) from None
         raise
     return folder
