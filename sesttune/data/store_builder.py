@@ -5,7 +5,7 @@ appended, and its control cells get the digests their embeddings are kept under.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +132,8 @@ def _write(
                 notes.append(f"{source.path.name}: {odd}{elsewhere}")
     notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
+    notes += _alike(kwargs.pert_col, obs["pert"].unique())
+    notes += _alike(kwargs.cell_type_key, obs["cell_type"].unique())
     for name in OBS_COLUMNS:
         obs[name] = pd.Categorical(obs[name], categories=sorted(obs[name].unique()))
     obs.to_parquet(folder / "obs.parquet", index=False)
@@ -253,6 +255,22 @@ def _align(block: sparse.csr_matrix, columns: np.ndarray | None, width: int) -> 
     )
     aligned.sort_indices()
     return aligned
+
+
+def _alike(column: str, labels: Iterable[str]) -> list[str]:
+    """A line where labels may be meant as one: their cells may be trained on and held out."""
+    spelled: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spelled.setdefault(label.strip().casefold(), []).append(label)
+    found = [same for same in spelled.values() if len(same) > 1]
+    if not found:
+        return []
+    shown = " and ".join(f"'{label}'" for label in found[0])
+    more = f", so do {len(found) - 1} more" if len(found) > 1 else ""
+    return [
+        f"obs column '{column}': {shown} differ in spaces or case alone{more}: they are not taken "
+        "for the same"
+    ]
 
 
 def _check_contexts(obs: pd.DataFrame, kwargs: DataKwargs) -> None:

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.tiny_data import N_GENES, write_cells, write_tiny
+from helpers.tiny_data import CONTROL, N_GENES, write_cells, write_tiny
 from scipy import sparse
 
 from sesttune.config.schema import DataKwargs
@@ -176,6 +176,17 @@ def test_contexts_without_controls_are_refused(tmp_path: Path) -> None:
     kwargs = DataKwargs(control_pert="non-targetting")
     with pytest.raises(UserError, match="did you mean 'non-targeting'"):
         build_store(edited(tmp_path), kwargs, tmp_path / "c")
+
+
+def test_labels_that_may_be_meant_as_one_are_told_of(tmp_path: Path) -> None:
+    sources = edited(tmp_path, cell_type=["alpha"] * 10 + ["Alpha "] * 90)
+    notes = build_store(sources, KWARGS, tmp_path / "c").notes
+    told = "'Alpha ' and 'alpha' differ in spaces or case alone: they are not taken for the same"
+    assert notes[-1] == f"obs column 'cell_type': {told}"
+    labels = [CONTROL] * 40 + [pert for pert in ("a", "A", "b", "B", "c", "d") for _ in range(10)]
+    notes = build_store(edited(tmp_path, target_gene=labels), KWARGS, tmp_path / "c").notes
+    told = "'A' and 'a' differ in spaces or case alone, so do 1 more: they are not taken for the"
+    assert notes[-1] == f"obs column 'target_gene': {told} same"
 
 
 def test_controls_are_looked_for_before_x_is_read(tmp_path: Path) -> None:
