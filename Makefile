@@ -14,8 +14,8 @@ sweep: .venv/.installed   ## the demo, or: make sweep ARGS='data.kwargs.toml_con
 	$(BIN)/python -m sesttune.sweep $(ARGS)
 
 # Two at a time, which share the cores with their servers and Ray workers: threads that wait for others must
-# sleep, not spin (twice as slow). In the files' order, since else those of few tests, the longest among
-# them, run last and alone.
+# sleep, not spin (twice as slow). In the order of tests/conftest.py, since else files of few tests, the
+# longest among them, run last and alone.
 test: .venv/.installed
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

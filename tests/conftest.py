@@ -7,6 +7,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files backwards: the long ones come early, so no worker ends alone with one of them."""
+    items.sort(key=lambda item: item.path, reverse=True)
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
     import torch

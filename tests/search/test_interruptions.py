@@ -113,7 +113,15 @@ def test_a_sweep_whose_ray_has_died_ends_in_one_line(tiny, tmp_path):
     assert [record.status for record in list_trials(run)] == ["running"]  # --resume goes on
 
 
-def test_ctrl_c_lets_trials_validate_and_save_and_resume_goes_on(tiny, ray, tmp_path):
+@pytest.fixture
+def hears_ctrl_c():
+    """A shell's background job ignores it, and so do the tests that are run in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_lets_trials_validate_and_save_and_resume_goes_on(tiny, ray, hears_ctrl_c, tmp_path):
     class Interrupter(Heard):
         def on_report(self, trial_id, metrics):
             super().on_report(trial_id, metrics)
@@ -185,6 +193,7 @@ class Filler(Heard):
                     file.flush()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_sweep_in_one_line_and_resume_completes_it(tiny, small_disk):
     config, manifest = tiny
     config = with_point(config, {"sweep.asha": False})

@@ -12,6 +12,7 @@ from sesttune.sweep import main as sweep
 from sesttune.training.records import list_trials
 
 
+@pytest.mark.slow
 def test_trials_keep_their_end_until_a_resumed_sweep_gets_another_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_nothing_is_tried_that_cannot_fit_or_pay() -> None:
         packing({1: None}, gpu_gib=8.0)
 
 
+@pytest.mark.slow
 def test_trials_are_measured_on_one_gpu_of_a_cluster_of_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

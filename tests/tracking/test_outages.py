@@ -41,6 +41,11 @@ def wait_until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize(
+    "server",
+    ["sqlite_server", pytest.param("postgres_server", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_a_server_killed_in_the_middle_and_away_for_ten_minutes(
     server: MlflowServer,
     tmp_path: Path,
