@@ -67,7 +67,8 @@ def output(folder: Path) -> str:
 
 
 def client(folder: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
+    uri = f"sqlite:///{folder}/outputs/mlflow.db"
+    return MlflowClient(uri, uri)  # the registry, too, which another test may have named
 
 
 def test_a_killed_sweep_is_resumed_where_it_was(folder: Path, output: str) -> None:
