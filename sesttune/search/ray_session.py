@@ -114,9 +114,11 @@ def _join(config: Config) -> None:
 def _same_sigterm() -> Iterator[None]:
     """Ray has handlers of its own: one ends the process without a word, one with a trace of C++."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _refuse_silence(address: str, asked: str) -> None:

@@ -2,12 +2,11 @@
 
 import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from helpers.mlflow_server import MlflowServer
 from helpers.run_folder import finish, report, write_result, write_run
 
 from sesttune import promote, track, ui
@@ -67,30 +66,30 @@ def test_a_database_of_another_mlflow_or_of_none_is_one_line(
     assert told.format(here) in line
 
 
-class _Locked(BaseHTTPRequestHandler):
-    """What `mlflow server --app-name basic-auth`, or a proxy before a server, answers."""
-
-    def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(401)
-        self.end_headers()
-        self.wfile.write(b"You are not authenticated. Please see https://www.mlflow.org/docs/")
-
-    do_POST = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
+PASSWORD = "the-right-password"
+SETTINGS = f"""\
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{{}}/users.db
+admin_username = admin
+admin_password = {PASSWORD}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 
 
 @pytest.fixture
-def locked() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), _Locked) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that wants a user and a password."""
+    (tmp_path / "users.ini").write_text(SETTINGS.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "users.ini"))
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "of this test")
+    server = MlflowServer(tmp_path, options=["--app-name", "basic-auth"])
+    server.start()
+    yield server.uri
+    server.kill()
 
 
-def test_a_wrong_password_is_one_line_that_does_not_show_it(
+def test_a_wrong_password_is_one_line_that_does_not_show_it_and_the_right_one_delivers(
     outputs: Path,
     locked: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,7 +97,7 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", locked)
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-word")
     told = f"MLflow at {locked}: it does not know this user and password: set MLFLOW_TRACKING_USER"
     where = ["--output-dir", str(outputs)]
@@ -112,3 +111,9 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(
     assert not mlflow.delivered
     assert "results are safe in" in caplog.text
     assert "wrong-word" not in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    assert run(track.main, ["sync", *where]) == 0
+    assert capsys.readouterr().out.startswith("night: delivered 3 points")
+    kept = [path for path in outputs.rglob("*") if path.is_file()]
+    assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+    assert PASSWORD not in caplog.text
