@@ -13,8 +13,9 @@ from helpers.tiny_data import write_tiny
 from helpers.trained_runs import write_settings
 from rich.table import Table
 
+from sesttune import sweep
 from sesttune.cli import COMMANDS
-from sesttune.command import open_console, show_table
+from sesttune.command import open_console, run, show_table
 from sesttune.training.records import read_metrics
 
 
@@ -68,18 +69,25 @@ def test_unknown_command_and_overview() -> None:
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    done = (
-        call("sesttune.sweep", f"data.cache_dir={tmp_path}/cache", *arguments, cwd=tmp_path)
-        if ("--resume" not in arguments)
-        else call("sesttune.sweep", *arguments, cwd=tmp_path)
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ")
+    monkeypatch.chdir(tmp_path)
+    cache = [] if "--resume" in arguments else [f"data.cache_dir={tmp_path}/cache"]
+    assert run(sweep.main, [*cache, *arguments]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
     assert not (tmp_path / "outputs").exists()  # nothing is left behind
+
+
+def test_the_process_of_a_mistake_ends_with_its_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = call("sesttune.sweep", "training.lrr=1", cwd=tmp_path)
+    wanted = "error: unknown key 'training.lrr': did you mean 'training.lr'?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
 
 
 def test_a_resumed_training_takes_no_other_settings(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from helpers.wrong_cells import write_wrong_cells
 from mlflow import MlflowClient
 
-from sesttune import compare, predict, promote
+from sesttune import compare, predict, promote, sweep, train
 from sesttune.command import run as run_command
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.training.records import list_trials, read_metrics
@@ -166,18 +166,19 @@ def test_a_challenge_entry_holds_the_same_predictions(
 
 
 def test_train_takes_the_settings_of_a_trial_and_leaves_a_finished_run(
-    folder: Path, output: str
+    folder: Path,
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(folder)
     settings = folder / "outputs" / "first" / "trials" / "001" / "config.yaml"
     more = ("name=single", "training.max_steps=80")
-    done = sesttune(folder, "sesttune.train", "--config", str(settings), *more)
-    assert done.returncode == 0, done.stderr
-    assert "leaderboard of single" in done.stdout
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step ")] == [
-        "0",
-        "40",
-        "80",
-    ]
+    assert run_command(train.main, ["--config", str(settings), *more]) == 0
+    shown = capsys.readouterr().out
+    assert "leaderboard of single" in shown
+    steps = [line.split()[1] for line in shown.splitlines() if line.startswith("step ")]
+    assert steps == ["0", "40", "80"]
     [parent] = client(folder).search_runs(["1"], "attributes.run_name = 'single'")
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["verdict"] == "healthy"
@@ -262,9 +263,14 @@ def test_promote_and_predict_refuse_in_one_line(
     assert not (folder / "nowhere").exists()
 
 
-def test_a_name_that_exists_is_refused_and_nothing_changes(folder: Path, output: str) -> None:
+def test_a_name_that_exists_is_refused_and_nothing_changes(
+    folder: Path,
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
     before = (folder / "outputs" / "first" / "result.json").read_bytes()
-    done = sesttune(folder, "sesttune.sweep", "name=first", f"data.cache_dir={folder}/cache")
-    assert done.returncode == 2
-    assert "exists: choose another name=" in done.stderr
+    assert run_command(sweep.main, ["name=first", f"data.cache_dir={folder}/cache"]) == 2
+    assert "exists: choose another name=" in capsys.readouterr().err
     assert (folder / "outputs" / "first" / "result.json").read_bytes() == before

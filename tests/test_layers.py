@@ -14,24 +14,21 @@ def without_engines(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
-def test_the_tests_for_a_gpu_are_found_without_ray_and_mlflow() -> None:
+def test_tests_and_benchmarks_for_a_gpu_start_without_ray_and_mlflow() -> None:
     folders = ["tests/data", "tests/model", "tests/training"]
     arguments = [*folders, "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    done = without_engines(f"import pytest; sys.exit(pytest.main({arguments!r}))")
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "tests/training/test_trial.py::" in done.stdout
-
-
-def test_the_benchmarks_for_a_gpu_start_without_ray_and_mlflow() -> None:
     names = ("train_step", "dense_rows", "step_variants", "encode")
     done = without_engines(
+        "import pytest\n"
+        f"assert pytest.main({arguments!r}) == 0\n"
         "sys.path.insert(0, 'benchmarks')\n"
         f"for name in {names!r}:\n"
         "    sys.argv = [f'benchmarks/{name}.py', '--help']\n"
         "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "    except SystemExit as ended: assert not ended.code\n"
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "tests/training/test_trial.py::" in done.stdout
     assert [f"usage: {name}.py" in done.stdout for name in names] == [True] * 4
 
 

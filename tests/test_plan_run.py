@@ -61,6 +61,7 @@ def test_nothing_is_measured_on_a_cpu(tmp_path: Path) -> None:
     assert "compil" not in printed
 
 
+@pytest.mark.slow
 def test_a_mode_that_was_asked_for_stays(tmp_path: Path) -> None:
     run, _, _, settings = planned(tmp_path, "training.compile=none")
     assert run.config.training.compile == "none"

@@ -64,7 +64,7 @@ def encode(tiny: TinyData, encoder: Encoder, workers: int = 2) -> tuple[TrialDat
     return TrialData.open(prepare(config, lambda: encoder, runner=run)), seen  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("calls_at_once", [1, 2])
+@pytest.mark.parametrize("calls_at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_workers_give_what_one_process_gives_even_if_one_is_killed(
     tiny: TinyData, tmp_path: Path, calls_at_once: int
 ) -> None:

@@ -31,7 +31,9 @@ with ray_session(load_config(["training.device=cpu"])) as slots:
 """
 
 
-@pytest.mark.parametrize(("length", "kept"), [(35, True), (42, False)])
+@pytest.mark.parametrize(
+    ("length", "kept"), [pytest.param(35, True, marks=pytest.mark.slow), (42, False)]
+)
 def test_ray_starts_in_any_tmpdir_and_listens_on_loopback(length: int, kept: bool) -> None:
     """Its sockets lie there, and Linux takes paths of 107 bytes for them."""
     top = Path(os.sep, "tmp")

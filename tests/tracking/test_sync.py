@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from helpers.run_folder import ABOUT, finish, line, report, write_result, write_run
 from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
@@ -214,6 +215,11 @@ while True:
 """
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite", pytest.param("sqlite_server", marks=pytest.mark.slow), "postgres_server"],
+    indirect=True,
+)
 def test_kill_9_leaves_no_duplicate_and_no_hole(uri: str, tmp_path: Path) -> None:
     folder, experiment = write_run(tmp_path / "sweep", trials=4), str(tmp_path)
     command = [sys.executable, "-c", SYNC_FOREVER, str(folder), uri, experiment]
