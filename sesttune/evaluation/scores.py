@@ -33,7 +33,6 @@ METRICS = {
     "discrimination": "higher",
 }
 """Every metric of a condition, and which direction is better."""
-CONDITION = ["dataset", "cell_type", "perturbation"]
 
 
 def score(
@@ -43,7 +42,9 @@ def score(
     predictors: Mapping[str, Predictor],
     loss: Loss,
 ) -> pd.DataFrame:
-    """A row per predictor and condition: `predictor`, `CONDITION`, `cells` and `METRICS`.
+    """A row per predictor and condition.
+
+    Columns: `predictor`, `dataset`, `cell_type`, `perturbation`, `cells` and `METRICS`.
 
     `sets`: one set per condition of `split`, in their order (`sampling.fixed_sets`).
     """
@@ -76,7 +77,7 @@ def score(
 
 
 def summary(scores: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """Mean of each metric over conditions, by predictor (and by a column of `CONDITION`)."""
+    """Mean of each metric over conditions, by predictor (and by one of a condition's columns)."""
     keys = ["predictor"] if by is None else [by, "predictor"]
     return scores.groupby(keys, sort=False)[list(METRICS)].mean()
 

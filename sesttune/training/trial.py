@@ -23,7 +23,7 @@ from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
 from sesttune.training.micro_batch import MicroBatch
-from sesttune.training.records import BEST, LAST, note_facts, read_trial, update_trial
+from sesttune.training.records import LAST, note_facts, read_trial, update_trial
 from sesttune.training.trainer import pick_device
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ class TrialResult:
     step: int
     best_val_loss: float
     best_step: int
-    best_checkpoint: Path
     startup_s: float
 
 
@@ -105,6 +104,5 @@ def run_trial(
         done.step,
         done.progress.best,
         done.progress.best_step,
-        folder / "checkpoints" / BEST,
         done.startup_s,
     )
