@@ -15,7 +15,8 @@ _WARP_VALUES = 256
 def fused_add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """See `AddNorm`; on a GPU."""
     d = x.shape[-1]
-    rows, added = (part.reshape(-1, d) for part in (x, y))
+    # Of one cell, the last layer's two tokens are rows apart, and stay so in a view.
+    rows, added = (part.reshape(-1, d).contiguous() for part in (x, y))
     normed = torch.empty_like(rows)
     low = normed if y.dtype == normed.dtype else torch.empty_like(added)
     block = triton.next_power_of_2(d)

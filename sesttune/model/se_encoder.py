@@ -35,7 +35,7 @@ from sesttune.threads import one_core_each
 
 log = logging.getLogger(__name__)
 
-ENCODER_VERSION = 3
+ENCODER_VERSION = 4
 """Raised when the same files would give other embeddings."""
 CONVERTED_VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
