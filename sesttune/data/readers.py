@@ -252,9 +252,10 @@ class ResidentReader:
         return self._inputs.finish(inputs, target)
 
 
-def _upload(array: np.ndarray, device: torch.device, piece: int = 64 * 2**20) -> Tensor:
-    """`array` on `device`, copied in pieces so that the host never holds it whole."""
+def _upload(array: np.ndarray, device: torch.device, piece: int = 256 * 2**20) -> Tensor:
+    """`array` on `device`, copied in pieces of some bytes so that the host never holds it whole."""
     out = torch.empty(array.shape, dtype=torch_dtype(array), device=device)
+    piece = max(piece // max(array[:1].nbytes, 1), 1)
     for first in range(0, len(array), piece):
         out[first : first + piece] = torch.from_numpy(np.array(array[first : first + piece]))
     return out

@@ -82,13 +82,15 @@ class LastLayer(Layer):
 
     def forward(self, x: Tensor, low: Tensor, qkv: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[cells, 2, d]; `low` and `qkv` are not used."""
-        wq, wk, wv = self.qkv_proj.weight.unflatten(0, (3, self.nhead, -1))  # [heads, d/heads, d]
-        bq, _, bv = self.qkv_proj.bias.unflatten(0, (3, self.nhead, 1, -1))  # [heads, 1, d/heads]
+        wq, wk, wv = self.qkv_proj.weight.chunk(3)
+        bq, _, bv = self.qkv_proj.bias.chunk(3)
+        wk, wv = (weight.unflatten(0, (self.nhead, -1)) for weight in (wk, wv))
         read = x[:, :: x.shape[1] - 1]  # by a list, a GPU would be waited for
-        q = (read[:, None] @ wq.mT + bq) * wk.shape[1] ** -0.5  # [cells, heads, 2, d/heads]
-        scores = (q @ wk).flatten(1, 2) @ x.mT  # [cells, 2 heads, tokens]
-        mixed = (scores.softmax(-1) @ x).unflatten(1, (self.nhead, 2))
-        attended = (mixed @ wv.mT + bv).transpose(1, 2).flatten(2)
+        q = F.linear(read, wq, bq).unflatten(-1, (self.nhead, -1)) * wk.shape[1] ** -0.5
+        # By einsum, as a matrix product would copy the weights for each cell.
+        queries = torch.einsum("cthe,hed->chtd", q, wk).flatten(1, 2)  # [cells, 2 heads, d]
+        mixed = ((queries @ x.mT).softmax(-1) @ x).unflatten(1, (self.nhead, 2))
+        attended = torch.einsum("chtd,hed->cthe", mixed, wv).flatten(2) + bv
         return self._after(read, attended.to(self.dtype))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sesttune.model.st_head import STHead
 from sesttune.training.callbacks import TrialCallback
 from sesttune.training.head_size import head_config
 from sesttune.training.module import TrialModule
+from sesttune.training.saving import Saver
 from sesttune.training.trial import run_trial
 
 
@@ -105,6 +107,14 @@ def test_no_step_waits_for_the_gpu(
         lambda: torch.cuda.set_sync_debug_mode("error"),
         lambda: torch.cuda.set_sync_debug_mode("default"),
     )
+    # The mode is the process's, and the saver's thread, which may wait, would be stopped as well.
+    start = Saver._start
+
+    def save_at_once(self: Saver, *args: Any) -> None:
+        start(self, *args)
+        self._writing.result()
+
+    monkeypatch.setattr(Saver, "_start", save_at_once)
     more = {"training.device": "cuda", "training.gradient_clip_val": 1.0}
     config = load_config(base=tiny.settings(**more))
     run_trial(config, prepare(config, MeanEncoder), tmp_path)
