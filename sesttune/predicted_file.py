@@ -18,6 +18,8 @@ from sesttune.atomic import replacing, write_text
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import anndata
     import numpy as np
 
@@ -38,8 +40,33 @@ def without_x(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
         warnings.simplefilter("ignore")  # of names of cells that are numbers, or not unique
         cells = anndata.AnnData(obs=file.frame("obs"), var=file.frame("var"))
         predicted = cells[:, about["genes"]].copy()
+        _check_writable(predicted, source)
     predicted.uns["sesttune"] = {"encoder": about["encoder"]["label"], "step": about["step"]}
     return predicted
+
+
+def _check_writable(predicted: "anndata.AnnData", source: Path) -> None:
+    """Raise UserError for a frame that anndata reads and does not write (a column `_index`)."""
+    import h5py
+    from anndata.io import write_elem
+
+    for which in ("obs", "var"):
+        try:
+            with h5py.File(which, "w", driver="core", backing_store=False) as file, _as_read():
+                write_elem(file, which, getattr(predicted, which))
+        except Exception as error:  # of any kind, by what is held
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"--adata {source}: {which} cannot be written again ({reason}): rename or drop "
+                "what it names"
+            ) from None
+
+
+def _as_read() -> "AbstractContextManager[None]":
+    """Text that may be missing (all text, with pandas 3) is read, but not written by default."""
+    import anndata
+
+    return anndata.settings.override(allow_write_nullable_strings=True)
 
 
 def write_predicted(predicted: "anndata.AnnData", output: Path, expression: "np.ndarray") -> None:
@@ -114,12 +141,8 @@ def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
 
 
 def _write(predicted: "anndata.AnnData", output: Path) -> None:
-    import anndata
-
-    # Text that may be missing (all text, with pandas 3) is read, but not written by default.
-    as_read = anndata.settings.override(allow_write_nullable_strings=True)
     try:
-        with as_read, replacing(output) as draft:
+        with _as_read(), replacing(output) as draft:
             predicted.write_h5ad(draft)
     except OSError as error:
         raise UserError(f"--output {output}: cannot write it ({error})") from None

@@ -247,9 +247,15 @@ def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None
     """Keep what a run was started with."""
     from omegaconf import OmegaConf
 
-    command = shlex.join(["sesttune", Path(sys.argv[0]).stem, *sys.argv[1:]])
-    settings = {"command": command, "space": space, "config": to_dict(config)}
+    settings = {"command": _command_line(), "space": space, "config": to_dict(config)}
     write_text(folder / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
+
+
+def _command_line() -> str:
+    """As the console script takes it, whichever way this process was started."""
+    program = Path(sys.argv[0]).stem  # of a module, its command
+    command = {"sesttune": [], "cli": [], "se-st-train": ["train"]}.get(program, [program])
+    return shlex.join(["sesttune", *command, *sys.argv[1:]])
 
 
 def change_settings(run: Run, changed: Mapping[str, object]) -> Run:

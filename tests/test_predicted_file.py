@@ -103,6 +103,18 @@ def test_text_that_may_be_missing_is_written_as_it_was_read(tmp_path: Path) -> N
         assert now["note"].to_dict() == then["note"].to_dict()
 
 
+@pytest.mark.parametrize("which", ["obs", "var"])
+def test_what_anndata_reads_and_does_not_write_is_refused_first(tmp_path: Path, which: str) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    with h5py.File(source, "r+") as file:  # as of a file made from Seurat's
+        frame = file[which]
+        frame["names"] = frame["_index"][:]
+        frame.attrs["_index"] = "names"
+        frame.attrs["column-order"] = [*frame.attrs["column-order"], "_index"]
+    with pytest.raises(UserError, match=f"in.h5ad: {which} cannot be written again .'_index' is a"):
+        without_x(source, ABOUT)
+
+
 @pytest.mark.parametrize(
     ("labels", "more", "settings", "message"),
     [

@@ -8,13 +8,14 @@ import pytest
 import torch
 from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from helpers.trained_runs import EMBED_KEY, write_embedded
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune import sweep, train
 from sesttune.command import Main, open_console, run
 from sesttune.config.load import load_config
 from sesttune.model.se_encoder import SEEncoder
-from sesttune.run_setup import open_run, prepare_run, prepared_data
+from sesttune.run_setup import open_run, prepare_run, prepared_data, write_settings
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +215,21 @@ def test_the_encoder_has_left_the_gpu_before_trials_begin(
     config = load_config(base=write_tiny(tmp_path).settings())
     prepared_data(config, Console(quiet=True))
     assert gone == [True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["/a/b/sesttune/train.py"],
+        ["/a/bin/sesttune", "train"],
+        ["/a/b/sesttune/cli.py", "train"],
+        ["/a/bin/se-st-train"],
+    ],
+)
+def test_the_command_is_kept_as_it_can_be_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [*words, "name=a b"])
+    write_settings(tmp_path, load_config(), None)
+    command = OmegaConf.load(tmp_path / "sweep.yaml").command
+    assert command == "sesttune train 'name=a b'"

@@ -119,7 +119,12 @@ def assign_splits(
         else:
             left_out += 1
     if "train" not in splits.values():
-        raise UserError(_nothing_to_train_on(split_file.path))
+        raise UserError(
+            f"{split_file.path}: nothing is left to train on: every condition of the datasets in "
+            "[training] is held out by [zeroshot] or [fewshot], or was dropped"
+            if split_file.training
+            else _nothing_to_train_on(split_file.path)
+        )
     notes: list[str] = []
     if split_file.unused:
         notes.append(f"datasets not read, as no table names them: {', '.join(split_file.unused)}")

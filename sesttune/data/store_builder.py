@@ -5,7 +5,7 @@ appended, and its control cells get the digests their embeddings are kept under.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from sesttune.config.schema import DataKwargs
 from sesttune.data.cell_content import StoreHash, cell_digests, held_twice
 from sesttune.data.growing_array import ArrayFile, shrink_values
 from sesttune.data.h5ad import H5adFile
-from sesttune.data.splits import nearest
+from sesttune.data.labels import alike, check_controls
 from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.data.target_genes import target_genes
 from sesttune.data.value_scale import ValueScale, scale_notes
@@ -89,7 +89,7 @@ def _write(
     hashed = StoreHash(genes)
     described: list[dict[str, object]] = []
     frames = [_read_obs(source, kwargs, number) for number, source in enumerate(files)]
-    _check_contexts(pd.concat(frames, ignore_index=True), kwargs)
+    check_controls(pd.concat(frames, ignore_index=True), kwargs)
     lengths: list[np.ndarray] = []
     digests: list[np.ndarray] = []
     scales: list[ValueScale] = []
@@ -132,8 +132,8 @@ def _write(
                 notes.append(f"{source.path.name}: {odd}{elsewhere}")
     notes += scale_notes(scales, kwargs.target_sum)
     obs = pd.concat(frames, ignore_index=True)
-    notes += _alike(kwargs.pert_col, obs["pert"].unique())
-    notes += _alike(kwargs.cell_type_key, obs["cell_type"].unique())
+    notes += alike(kwargs.pert_col, obs["pert"].unique())
+    notes += alike(kwargs.cell_type_key, obs["cell_type"].unique())
     for name in OBS_COLUMNS:
         obs[name] = pd.Categorical(obs[name], categories=sorted(obs[name].unique()))
     obs.to_parquet(folder / "obs.parquet", index=False)
@@ -255,37 +255,3 @@ def _align(block: sparse.csr_matrix, columns: np.ndarray | None, width: int) -> 
     )
     aligned.sort_indices()
     return aligned
-
-
-def _alike(column: str, labels: Iterable[str]) -> list[str]:
-    """A line where labels may be meant as one: their cells may be trained on and held out."""
-    spelled: dict[str, list[str]] = {}
-    for label in sorted(labels):
-        spelled.setdefault(label.strip().casefold(), []).append(label)
-    found = [same for same in spelled.values() if len(same) > 1]
-    if not found:
-        return []
-    shown = " and ".join(f"'{label}'" for label in found[0])
-    more = f", so do {len(found) - 1} more" if len(found) > 1 else ""
-    return [
-        f"obs column '{column}': {shown} differ in spaces or case alone{more}: they are not taken "
-        "for the same"
-    ]
-
-
-def _check_contexts(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
-    """Every (dataset, cell type) needs control cells, or nothing can be paired in it."""
-    names = obs["pert"].unique()
-    if kwargs.control_pert not in names:
-        raise UserError(
-            f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}'; "
-            f"set data.kwargs.control_pert{nearest(kwargs.control_pert, names)}"
-        )
-    control = obs["pert"] == kwargs.control_pert
-    for (dataset, cell_type), group in obs.groupby(["dataset", "cell_type"], sort=True):
-        if not control[group.index].any():
-            raise UserError(
-                f"dataset '{dataset}', cell type '{cell_type}' has no control cells "
-                f"({kwargs.pert_col}={kwargs.control_pert}): add some, or leave its cells out of "
-                "the file"
-            )

@@ -22,6 +22,7 @@ val = ["P0"]
 test = ["P1"]
 """
 ZEROSHOT = '[zeroshot]\n"d.gamma" = "test"\n'
+ALL_TEST = ZEROSHOT + '"d.alpha" = "test"\n"d.beta" = "test"\n'
 E_IS_TEST = '\n[zeroshot]\n"e.beta" = "test"'
 
 
@@ -203,7 +204,8 @@ def test_braces() -> None:
         (("[datasets]", "[datasets"), "not valid TOML"),
         (('d = "cells"', 'd = ["cells"]'), "datasets. d must be one text"),
         ((GOOD[GOOD.index("[training]") :], ""), "nothing is left to train on"),
-        ((GOOD[GOOD.index("[training]") :], ZEROSHOT), "nothing is left to train on"),
+        ((GOOD[GOOD.index("[training]") :], ZEROSHOT), "to train on; name a dataset in .training."),
+        ((GOOD[GOOD.index("[zeroshot]") :], ALL_TEST), "to train on: .* held out by .zeroshot. or"),
     ],
 )
 def test_mistakes_are_named_in_one_line(

@@ -160,6 +160,16 @@ def test_features_under_other_spellings_are_told_of(tmp_path: Path) -> None:
     assert f"dropped 2 of 6 perturbations without a feature vector: P4, P5; {told}" in notes
 
 
+def test_controls_spelled_otherwise_in_one_file_are_no_perturbation(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    path = next(iter(tiny.files.values()))
+    cells = anndata.read_h5ad(path)
+    cells.obs["target_gene"] = cells.obs["target_gene"].cat.rename_categories(str.title)
+    cells.write_h5ad(path)
+    with pytest.raises(UserError, match="has 'Non-Targeting' beside the control 'non-targeting'"):
+        open_data(tiny, **{"data.kwargs.missing_features": "drop"})
+
+
 def test_the_sizes_of_conditions_are_said(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     said = "conditions (cell type × perturbation): 9 train, 2 val, 7 test, of"

@@ -1,0 +1,53 @@
+"""Labels of cells across all files, which must agree before a store is made of them."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from sesttune.config.schema import DataKwargs
+from sesttune.data.splits import nearest
+from sesttune.errors import UserError
+
+
+def alike(column: str, labels: Iterable[str]) -> list[str]:
+    """A line where labels may be meant as one: their cells may be trained on and held out."""
+    spelled: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spelled.setdefault(label.strip().casefold(), []).append(label)
+    found = [same for same in spelled.values() if len(same) > 1]
+    if not found:
+        return []
+    shown = " and ".join(f"'{label}'" for label in found[0])
+    more = f", so do {len(found) - 1} more" if len(found) > 1 else ""
+    return [
+        f"obs column '{column}': {shown} differ in spaces or case alone{more}: they are not taken "
+        "for the same"
+    ]
+
+
+def check_controls(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
+    """Every (dataset, cell type) needs control cells, or nothing can be paired in it.
+
+    Controls that are spelled otherwise, in one of the files say, would be a perturbation.
+    """
+    names = obs["pert"].unique()
+    if kwargs.control_pert not in names:
+        raise UserError(
+            f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}'; "
+            f"set data.kwargs.control_pert{nearest(kwargs.control_pert, names)}"
+        )
+    spelled = kwargs.control_pert.strip().casefold()
+    for name in names:
+        if name != kwargs.control_pert and name.strip().casefold() == spelled:
+            raise UserError(
+                f"obs column '{kwargs.pert_col}' has '{name}' beside the control "
+                f"'{kwargs.control_pert}': write it the same in all cells and files"
+            )
+    control = obs["pert"] == kwargs.control_pert
+    for (dataset, cell_type), group in obs.groupby(["dataset", "cell_type"], sort=True):
+        if not control[group.index].any():
+            raise UserError(
+                f"dataset '{dataset}', cell type '{cell_type}' has no control cells "
+                f"({kwargs.pert_col}={kwargs.control_pert}): add some, or leave its cells out of "
+                "the file"
+            )
