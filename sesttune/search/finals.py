@@ -100,7 +100,9 @@ def difference(first: Standing, second: Standing) -> str:
         return f"{first.trial} leads {second.trial}, which {second}{own}"
     from scipy.stats import ttest_ind
 
-    p_value = float(ttest_ind(first.values, second.values, equal_var=False).pvalue)
+    p_value = 1.0  # of draws that are all alike, where the test divides by zero
+    if {*first.values, *second.values} != {first.values[0]}:
+        p_value = float(ttest_ind(first.values, second.values, equal_var=False).pvalue)
     gap = f"{first} and {second}"
     if p_value < SURE:
         return (
@@ -114,7 +116,7 @@ def untried_remedy(
 ) -> tuple[TrialState, dict[str, object]] | None:
     """The unstable leader and what to change, once a sweep; NaN leads where nothing else ended."""
     searched = [t for t in trials.values() if t.repeats is None and not t.shares]
-    if any(trial.remedies for trial in searched) or not searched:
+    if any(trial.remedies for trial in trials.values()) or not searched:
         return None
     leader = min(searched, key=lambda t: (not t.complete, t.settled, t.id))
     change = remedy(leader)

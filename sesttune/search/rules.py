@@ -60,7 +60,7 @@ def grace_period(config: Config) -> int:
 
 def trial_count(config: Config, space: SearchSpace) -> int:
     """Trials of the sweep: as asked for, but all of a grid and no more than a space holds."""
-    points = space.size()
+    points = space.on(config).size()
     if (config.sweep.searcher or space.searcher) == "grid" and math.isfinite(points):
         return int(points)
     return int(min(config.sweep.num_trials or space.num_trials, points))

@@ -26,8 +26,8 @@ from sesttune.search.promotion import StoppedTrials
 from sesttune.search.protocol import Job
 from sesttune.search.rules import Rules
 from sesttune.search.searcher import Observed
-from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining
-from sesttune.search.trial_state import ENDED, ERROR, NAN, RUNNING, WAITING, TrialState
+from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining, may_be_longer
+from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
 from sesttune.search.verdict import next_budget
 
 _ID_DIGITS = 3
@@ -190,10 +190,10 @@ class Schedule:
         return self._searcher.ask(self._learnt + [self._seen(trial) for trial in self._searched])
 
     def _seen(self, trial: TrialState) -> Observed:
-        """`observed`, made again only where something has changed."""
+        """Made again only where something has changed."""
         known = self._observed.get(trial.id)
         if known is None:
-            known = self._observed[trial.id] = observed(trial)
+            known = self._observed[trial.id] = Observed.of(trial)
         return known
 
     def _best_earlier(self, earlier: Sequence[TrialState]) -> list[dict[str, Any]]:
@@ -260,12 +260,16 @@ class Schedule:
         if self.rules.try_remedies:
             found = untried_remedy(self.trials, self._curves.remedy)
             if found is not None:
-                return self._add(found[0].point | found[1], remedies=found[0].id)
+                trial = self._add(found[0].point | found[1], remedies=found[0].id)
+                if trial.state == WAITING:  # else the sweep has trained that already
+                    return trial
         draw = missing_draw(self._finalists(), self.trials.values(), self.rules.seeds)
         if draw is not None:
             return self._add(draw[0].point | {REPLICATE: draw[1]}, repeats=draw[0].id)
         winner = None if active else self.winner()
         if winner is None or winner.reason != "max_steps":
+            return None
+        if not may_be_longer(winner.point, self.rules.lr_schedule):
             return None
         further = next_budget(winner.max_steps, self.rules.extend_to)
         if further is None or not self._curves.still_falling(winner):
@@ -284,17 +288,3 @@ class Schedule:
         self._observed.pop(trial.id, None)
         self._stopped.see(trial)
         self._idle = False
-
-
-def observed(trial: TrialState) -> Observed:
-    """What the searcher may know of a trial."""
-    if trial.active:
-        state = "running"
-    elif trial.complete:
-        state = "complete"
-    elif trial.reason == NAN:
-        state = "diverged"
-    else:
-        state = "failed" if (trial.reason or "").startswith(ERROR) else "pruned"
-    seen = trial.step >= 0
-    return Observed(trial.point, state, trial.settled if seen else None, max(trial.step, 0))

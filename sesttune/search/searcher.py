@@ -15,13 +15,15 @@ import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from sesttune.search.axis import axis_of
 from sesttune.search.parameter import Point
 from sesttune.search.space import SearchSpace
+from sesttune.search.trial_state import ERROR, NAN, TrialState
 
 _REDRAWS = 5
 """Of a sampler (a Gaussian process is fitted at each), before a random point is taken."""
@@ -43,6 +45,19 @@ class Observed:
     state: str
     value: float | None = None
     step: int = 0
+
+    @classmethod
+    def of(cls, trial: TrialState) -> Self:
+        if trial.active:
+            state = "running"
+        elif trial.complete:
+            state = "complete"
+        elif trial.reason == NAN:
+            state = "diverged"
+        else:
+            state = "failed" if (trial.reason or "").startswith(ERROR) else "pruned"
+        seen = trial.step >= 0
+        return cls(trial.point, state, trial.settled if seen else None, max(trial.step, 0))
 
     @cached_property
     def key(self) -> Hashable:
@@ -152,18 +167,20 @@ class Suggester:
         A Gaussian process learns from complete trials alone. A stopped trial had lost at its rung
         to those that went on, so its loss there ranks it; one that diverged is as bad as any.
         """
+        status = optuna.trial.TrialState
+        stopped = status.COMPLETE if self.kind == "gp" else status.PRUNED
         states = {
-            "complete": TrialState.COMPLETE,
-            "pruned": TrialState.COMPLETE if self.kind == "gp" else TrialState.PRUNED,
-            "diverged": TrialState.COMPLETE if self.kind == "gp" else TrialState.PRUNED,
-            "running": TrialState.RUNNING,
-            "failed": TrialState.FAIL,
+            "complete": status.COMPLETE,
+            "pruned": stopped,
+            "diverged": stopped,
+            "running": status.RUNNING,
+            "failed": status.FAIL,
         }
         state = states[seen.state]
         value = worst if seen.state == "diverged" else _finite(seen)
-        if value is None and state == TrialState.COMPLETE:
-            state = TrialState.FAIL  # it ended without a result to learn from
-        complete = state == TrialState.COMPLETE
+        if value is None and state == status.COMPLETE:
+            state = status.FAIL  # it ended without a result to learn from
+        complete = state == status.COMPLETE
         seen_at = {seen.step: value} if value is not None and seen.state != "diverged" else None
         # A key that the space no longer has means nothing to it.
         known = {key: seen.params[key] for key in self._axes if key in seen.params}

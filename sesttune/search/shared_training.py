@@ -30,9 +30,14 @@ def trajectory(point: Mapping[str, Any], lr_schedule: str) -> Hashable:
     At a constant rate trials equal but for max_steps are one training (a "stage" of Hippo,
     arXiv:2006.11972); under `cosine` and `wsd` the rate depends on max_steps.
     """
-    constant = point.get(LR_SCHEDULE_KEY, lr_schedule) == "constant"
-    parts = [(k, v) for k, v in point.items() if k != MAX_STEPS_KEY or not constant]
+    longer = may_be_longer(point, lr_schedule)
+    parts = [(k, v) for k, v in point.items() if k != MAX_STEPS_KEY or not longer]
     return tuple(sorted(parts))
+
+
+def may_be_longer(point: Mapping[str, Any], lr_schedule: str) -> bool:
+    """Whether a training to a larger max_steps begins as one of `point` does."""
+    return bool(point.get(LR_SCHEDULE_KEY, lr_schedule) == "constant")
 
 
 class SharedTraining:

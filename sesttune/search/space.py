@@ -191,7 +191,7 @@ class SearchSpace:
             if key in self.parameters:
                 corner[key] = end(self.parameters[key].extremes())
         around = self.on(config)
-        for point in itertools.chain([corner], self._some_points()):
+        for point in itertools.chain([corner], around._some_points()):
             found = {key: point.get(key, value) for key, value in own.items()}
             if found[WARM_UP] >= found[STEPS] and around.allows(point):
                 return found[WARM_UP], found[STEPS]
@@ -212,7 +212,7 @@ class SearchSpace:
                 return point
         drawn = [
             {k: v for k, v in p.items() if k in (*SIZES, HEADS)}
-            for p in itertools.islice(self._some_points(), _PROBES)
+            for p in itertools.islice(around._some_points(), _PROBES)
         ]
         fitting = [p for p in drawn if around._acceptable(config, p)]
         return max(fitting, key=lambda p: [p.get(key, 0) for key in SIZES], default={})

@@ -69,7 +69,7 @@ def judge(
     """
     training = config.training
     window = training.patience * training.val_check_interval
-    best = min(lines, key=lambda line: line["val_loss"])
+    best = _best(lines)
     fell, moved = _fall(lines, window)
     slow = _bottleneck(lines)
     if (swings := _swings(lines, window, stop_reason)) is not None:
@@ -90,6 +90,12 @@ def judge(
     else:
         moved += f" (less than {100 * CHANGE:.0f} %)"
     return Verdict(CONVERGED, moved, slow=slow)
+
+
+def _best(lines: Sequence[Line]) -> Line:
+    """The line that best.ckpt is of: gains below `training.min_delta` make no new best."""
+    recorded = [line for line in lines if line["step"] == lines[-1].get("best_step")]
+    return recorded[0] if recorded else min(lines, key=lambda line: line["val_loss"])
 
 
 def next_budget(max_steps: int, extend_to: Sequence[int]) -> int | None:
@@ -148,7 +154,7 @@ def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
             f"val_loss rose {100 * risen:.1f} % from its best {best['val_loss']:.4g} at step "
             f"{_at(best)} to {last['val_loss']:.4g}, train_loss is {last['train_loss']:.4g}"
         )
-    flat = len(lines) == 1 or best is not last
+    flat = len(lines) == 1 or fell < CHANGE
     if flat and last["val_loss"] >= GAP * last["train_loss"]:
         return (
             f"train_loss {last['train_loss']:.4g}, but val_loss {last['val_loss']:.4g}; "

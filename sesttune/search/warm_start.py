@@ -19,7 +19,6 @@ from sesttune.config.schema import Config
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
 from sesttune.search.recorded import SCHEDULE, earlier_folder, read_schedule
-from sesttune.search.schedule import observed
 from sesttune.search.searcher import Observed
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
@@ -79,7 +78,7 @@ def read_earlier(
         for line in lines:
             trial.take(int(line["step"]), line["best_val_loss"])
         if space.holds(point):
-            learnt.append(observed(trial))
+            learnt.append(Observed.of(trial))
         same = _training(with_point(config, point)) == _training(effective)
         if same and not other_inputs and (record.checkpoints / LAST).exists():
             trainings.append(trial)

@@ -102,6 +102,8 @@ def test_a_difference_within_noise_is_called_that():
     assert apart.startswith("1 is better than 2 beyond noise")
     same = difference(Standing("1", (1.0, 1.2, 0.9)), Standing("2", (1.1, 1.0, 1.2)))
     assert same.startswith("1 and 2 differ by noise only (1.033 ± 0.15 and 1.1 ± 0.1, p = ")
+    alike = difference(Standing("1", (2.0, 2.0)), Standing("2", (2.0, 2.0)))
+    assert alike == "1 and 2 differ by noise only (2 ± 0 and 2 ± 0, p = 1)"
     single = difference(Standing("1", (1.0,)), Standing("2", (1.1,)))
     assert single.endswith("a single training may be luck")
 

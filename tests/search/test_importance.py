@@ -57,6 +57,8 @@ def test_where_there_is_nothing_to_say_it_says_why() -> None:
     assert one.why_not == "fewer than two keys were searched in every trial"
     same = [Observed(trial.params, "complete", 2.0) for trial in seen(9)]
     assert importance(space(), same).why_not == "all trials have the same loss"
+    same[0] = Observed(same[0].params, "complete", 2.0 + 1e-12)
+    assert importance(space(), same).why_not == "all trials have the same loss"
 
 
 def test_a_conditional_key_is_left_out() -> None:

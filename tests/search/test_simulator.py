@@ -173,3 +173,51 @@ def test_ten_thousand_trials_leave_no_curve_in_memory_when_none_is_asked_for():
     simulation.run()
     assert len(simulation.trainings) == 200
     assert all(training.lines == [] for training in simulation.trainings.values())
+
+
+@pytest.mark.parametrize(("rate_schedule", "steps"), [("constant", 60_000), ("wsd", 40_000)])
+def test_a_winner_whose_rate_has_come_down_is_not_extended(rate_schedule, steps):
+    values = {"training.lr": {"type": "choice", "values": [1e-4]}}
+    config = load_config([f"training.lr_schedule={rate_schedule}"])
+    space, curves = parse_space({"parameters": values}, "s.yaml"), SimulatedCurves(5_000)
+    scheduler = Schedule(rules_of(config, space), Suggester(space, "grid", 1, 1), curves)
+    simulate((scheduler, curves), law=Falling())
+    assert [t.step for t in scheduler.trials.values()] == [steps]
+
+
+class Falling:
+    """Trainings that would always go on falling."""
+
+    def val_loss(self, point, step):
+        return math.exp(-step / 10_000)
+
+    def step_s(self, point):
+        return 1.0
+
+
+class Swinging(SimulatedCurves):
+    """The larger rate leads and is unstable."""
+
+    def still_falling(self, trial):
+        return False
+
+    def remedy(self, trial):
+        rate = trial.point["training.lr"]
+        return {"training.lr": 1e-4} if rate == 1e-3 else None
+
+
+class LargerIsBetter(Falling):
+    def val_loss(self, point, step):
+        return super().val_loss(point, step) + (point["training.lr"] < 1e-3)
+
+
+@pytest.mark.parametrize("rates", [[1e-3], [1e-3, 1e-4]])
+def test_a_remedy_that_is_a_point_of_the_sweep_is_not_trained_twice(rates):
+    values = {"training.lr": {"type": "choice", "values": rates}}
+    config = load_config(["sweep.try_remedies=true", "sweep.seeds=2", "sweep.finalists=2"])
+    space, curves = parse_space({"parameters": values}, "s.yaml"), Swinging(5_000)
+    scheduler = Schedule(rules_of(config, space), Suggester(space, "grid", 1, 2), curves)
+    simulation = simulate((scheduler, curves), law=LargerIsBetter())
+    assert simulation.steps == 4 * 40_000  # both rates, each with two seeds
+    [remedy] = [t for t in scheduler.trials.values() if t.remedies]
+    assert scheduler.trials[remedy.remedies].point["training.lr"] == 1e-3

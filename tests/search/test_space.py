@@ -164,6 +164,18 @@ def test_a_trial_that_would_end_in_its_warm_up_is_found(described, constraint, f
     assert space.ends_in_warm_up(config) == found
 
 
+def test_a_constraint_on_a_setting_that_is_not_searched_has_the_sweeps_value():
+    values = {"type": "choice", "values": [8, 16]}
+    product = ["batch_size * accumulate_grad_batches <= 16"]
+    space = parse({"training.batch_size": values}, constraints=product, searcher="grid")
+    for accumulate, points in ((1, 2), (2, 1)):
+        config = load_config([f"training.accumulate_grad_batches={accumulate}"])
+        space.check(config)
+        assert space.ends_in_warm_up(config) is None
+        assert space.widest(config) == {}
+        assert trial_count(config, space) == points
+
+
 def test_a_warm_up_at_the_end_of_a_wide_range_is_found():
     wide = {"type": "int", "low": 0, "high": 5000}
     steps = {"type": "choice", "values": [20_000, 5000]}

@@ -106,6 +106,21 @@ def test_a_gap_does_not_matter_while_val_loss_falls():
     assert judge(curve(points), CONFIG).label == "healthy"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_nor_where_the_last_validation_is_not_the_best_of_a_fall(seed):
+    noise = np.random.default_rng(seed).normal(1, 0.01, 81)
+    losses = [(4 - 2 * i / 80) * noise[i] for i in range(81)]
+    points = [(500 * i, loss / 2.5, loss) for i, loss in enumerate(losses)]
+    assert judge(curve(points), CONFIG).label == "healthy"
+
+
+def test_the_step_to_stop_at_is_that_of_the_best_checkpoint():
+    losses = [5.0, 3.0, 2.5, 2.47, 2.6, 2.9]  # 2.47 is no new best, if gains of 0.05 count
+    points = [(500 * i, 2 - i / 10, loss) for i, loss in enumerate(losses)]
+    assert judge(curve(points), CONFIG).remedy == "training.max_steps=1500"
+    assert judge(curve(points, best_step=1000), CONFIG).remedy == "training.max_steps=1000"
+
+
 def test_losses_that_lie_together_and_fell_far_are_converged():
     assert judge(flat(2.0, 2.1), CONFIG).label == "converged"
 
