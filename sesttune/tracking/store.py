@@ -124,6 +124,11 @@ def _remedy(line: str, uri: str) -> str | None:
             "it does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD (a token: MLFLOW_TRACKING_TOKEN)"
         )
+    if "mlflow/logged-models failed with error code 404" in line:
+        return (
+            "its server is older than MLflow 3, which registering a model takes (delivering runs "
+            "does not): upgrade the server"
+        )
     if "out-of-date database schema" in line:
         return (
             "its tables are of another version of MLflow: back it up and run `mlflow db upgrade "

@@ -101,3 +101,10 @@ def test_a_database_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) 
     told = unreachable("postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow")
     assert told is not None
     assert "refused" in told
+
+
+def test_a_server_older_than_mlflow_3_is_named_as_what_has_no_models() -> None:
+    """The words are those of MLflow's client at servers of 2.16 and 2.22."""
+    request = "API request to endpoint /api/2.0/mlflow/logged-models failed with error code 404"
+    told = problem(ValueError(f"{request} != 200. Response body: '<!doctype html>"), "http://h")
+    assert told.startswith("its server is older than MLflow 3, ")
