@@ -54,7 +54,7 @@ class Rates:
 
     def __init__(self, folder: Path) -> None:
         config, manifest = read_job(folder)
-        self._folder, self.data = folder, TrialData.open(manifest)
+        self._folder, self.data = folder, TrialData(manifest)
         self._sets = config.training.batch_size
         self._length = config.model.kwargs.st_cell_set_len
 

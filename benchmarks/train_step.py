@@ -141,7 +141,7 @@ def ours(folder: Path, precision: str, mode: str) -> dict[str, float]:
 def baseline(folder: Path) -> dict[str, float]:
     """The plan's loop: HDF5 rows, an encoder MLP in the loop, the loss by its formula."""
     config, manifest = read_job(folder)
-    data, kwargs = TrialData.open(manifest), config.model.kwargs
+    data, kwargs = TrialData(manifest), config.model.kwargs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = nn.Sequential(
         nn.Linear(data.n_genes, 1_024), nn.ReLU(), nn.Linear(1_024, EMBED_DIM)

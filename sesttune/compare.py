@@ -83,12 +83,11 @@ def _require_comparable(first: "Run", second: "Run") -> None:
 
 def _facts(side: _Side) -> dict[str, str]:
     from sesttune.plan_run import trained_steps
-    from sesttune.search.budget import SPENT
+    from sesttune.search.budget import read_spent
     from sesttune.search.live import describe, duration
 
-    best, spent = side.outcome.best, side.run.folder / SPENT
+    best, took = side.outcome.best, read_spent(side.run.folder)
     assert best is not None
-    took: dict[str, float] = json.loads(spent.read_text()) if spent.exists() else {}
     draws = side.winner.values
     return {
         "winner": f"{best.id}: {describe(best.params)}",
@@ -104,16 +103,14 @@ def _facts(side: _Side) -> dict[str, str]:
 
 def _other_settings(first: "Run", second: "Run") -> dict[str, tuple[Any, Any]]:
     """Settings in which the sweeps differ, but for their names and where they lie."""
-    from omegaconf import OmegaConf
+    from sesttune.config.load import settings_of
 
-    from sesttune.config.load import known_keys
-
-    plain = [OmegaConf.structured(run.config) for run in (first, second)]
-    values = {key: tuple(OmegaConf.select(c, key) for c in plain) for key in known_keys()}
+    one, other = (settings_of(run.config) for run in (first, second))
     differing = {
-        key: (a, b)
-        for key, (a, b) in values.items()
-        if a != b and key not in ("name", "output_dir", "data.cache_dir", "tracking.uri")
+        key: (value, other[key])
+        for key, value in one.items()
+        if value != other[key]
+        and key not in ("name", "output_dir", "data.cache_dir", "tracking.uri")
     }
     spaces = [run.space or {} for run in (first, second)]
     if spaces[0] != spaces[1]:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("sesttune evaluate", description=main.__doc__)
     parser.add_argument("--model", help="models:/se-st@champion, or a folder with head.json")
-    add_trial_arguments(parser, required=False)
+    add_trial_arguments(parser)
     parser.add_argument("--against", metavar="MODEL", help="compare with it by condition")
     parser.add_argument("--split", choices=("test", "val"), help="default: test where there is one")
     parser.add_argument("--output", type=Path, metavar="F.csv", help="every condition's metrics")

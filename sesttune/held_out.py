@@ -69,9 +69,9 @@ class Model:
         return replace(self, about={**self.about, "config": config})
 
 
-def add_trial_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     """Which trained head: `--sweep`, `--trial`, `--step`."""
-    parser.add_argument("--sweep", required=required, metavar="NAME", help="sweep or training")
+    parser.add_argument("--sweep", metavar="NAME", help="sweep or training")
     parser.add_argument("--trial", metavar="ID", help="default: the best trial")
     parser.add_argument("--step", type=int, metavar="N", help="a checkpoint; default: best")
 
@@ -164,9 +164,7 @@ def _as_seen_by(
     genes: list[str] | None,
 ) -> "TrialData":
     """The same cells with the control embeddings and features that `model` was made for."""
-    from omegaconf import OmegaConf
-
-    from sesttune.config.load import known_keys, with_point
+    from sesttune.config.load import settings_of, with_point
     from sesttune.data.identity import other_embeddings
     from sesttune.data.value_scale import unlike_training
     from sesttune.run_setup import prepared_data
@@ -174,10 +172,9 @@ def _as_seen_by(
     if model.about["genes"] != data.store.genes:
         raise UserError(f"{model.label} predicts other genes than these data have")
     _refuse_another_scale(model, data, config)
-    settings = OmegaConf.structured(config)
-    shared = [k for k in known_keys() if k.startswith("data.") and k not in PLACES]
-    shared.append("training.train_seed")  # it may choose the validation conditions
-    point = {key: OmegaConf.select(settings, key) for key in shared}
+    settings = settings_of(config)
+    point = {k: v for k, v in settings.items() if k.startswith("data.") and k not in PLACES}
+    point["training.train_seed"] = settings["training.train_seed"]  # it may choose the conditions
     seen = prepared_data(with_point(model.config, point), console, genes=genes)
     then = model.about["encoder"]
     same_cells = model.about["data_fingerprint"] == data.fingerprint
@@ -240,12 +237,10 @@ def heading(model: "Model", split: str, data: "TrialData") -> str:
 
 def trained_conditions(own: "TrialData", data: "TrialData", split: str) -> int:
     """How many of `split`'s conditions (cell type and perturbation) `own` has for training."""
+    from sesttune.data.trial_data import name_of
 
-    def named(of: "TrialData", part: str) -> list[tuple[str, str]]:
-        names = of.store.names
-        return [
-            (names["cell_type"][c.cell_type], names["pert"][c.pert]) for c in of.conditions(part)
-        ]
+    def named(of: "TrialData", part: str) -> list[tuple[str, ...]]:
+        return [name_of(of.store, condition)[1:] for condition in of.conditions(part)]
 
     trained = set(named(own, "train"))
     return sum(name in trained for name in named(data, split))

@@ -37,13 +37,13 @@ def gpus() -> int:
 
 def free_memory(root: Path = _ROOT) -> int:
     """Bytes that can be taken, or cached of files, without swapping; 0 where it is not known."""
-    meminfo = _fields(root / "proc/meminfo")
+    meminfo = fields(root / "proc/meminfo")
     free = meminfo.get("MemAvailable:", 0) * 1024
     for group in _groups("memory", root):
         limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
         used = _number(group / "memory.current", group / "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            stat = _fields(group / "memory.stat")
+            stat = fields(group / "memory.stat")
             cached = stat.get("file", stat.get("total_cache", 0))  # is given up when asked for
             free = min(free, max(0, limit - used + cached))
     return free
@@ -82,7 +82,7 @@ def _number(*files: Path) -> int | None:
     return None
 
 
-def _fields(file: Path) -> dict[str, int]:
+def fields(file: Path) -> dict[str, int]:
     """The first number of each line by its name."""
     lines = file.read_text().splitlines() if file.exists() else []
     return {words[0]: int(words[1]) for words in map(str.split, lines) if len(words) > 1}

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.machine import cores, gpus
 from sesttune.run_setup import Run, write_settings
-from sesttune.search.budget import SPENT
+from sesttune.search.budget import read_spent
 from sesttune.search.calibrate import Speed, calibrate
 from sesttune.search.compiling import fastest_mode, modes_to_try
 from sesttune.search.live import duration
@@ -43,7 +43,7 @@ def plan_run(run: Run, space: SearchSpace, console: Console) -> tuple[Run, Plan]
     speed = calibrate(config, space, run.manifest, scratch, given.threads, place)
     plan = make_plan(config, space, given.concurrent, given.gpus, speed)
     measured = {"speed": vars(speed), "compiling": compiling}
-    write_text(folder / PLAN, json.dumps({**plan.to_dict(), **measured}, indent=2))
+    write_text(folder / PLAN, json.dumps({**asdict(plan), **measured}, indent=2))
     console.print(_headline(plan, given, speed, config), highlight=False, soft_wrap=True)
     show_table(console, _table(plan, given))
     check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
@@ -87,10 +87,9 @@ def read_plan(folder: Path) -> Plan | None:
 
 def against_plan(folder: Path) -> str | None:
     """How far the plan was off, once the sweep in `folder` has ended; None without a plan."""
-    plan, spent = read_plan(folder), folder / SPENT
-    if plan is None or not spent.exists():
+    plan, took = read_plan(folder), read_spent(folder)
+    if plan is None or not took:
         return None
-    took: dict[str, float] = json.loads(spent.read_text())
     steps = trained_steps(folder)
     off = took["wall_s"] / plan.expected.wall_s
     return (

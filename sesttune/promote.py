@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from sesttune.held_out import add_trial_arguments
 
     parser = argparse.ArgumentParser("sesttune promote", description=main.__doc__)
-    add_trial_arguments(parser, required=False)
+    add_trial_arguments(parser)
     parser.add_argument("--alias", default="champion", help="default: %(default)s")
     parser.add_argument(
         "--split", choices=("test", "val"), help="held-out data; default: test where there is one"
@@ -73,11 +73,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console") -> int:
-    from safetensors.numpy import load_file
-
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
-    from sesttune.model.head_checkpoint import FEATURES_FILE
+    from sesttune.model.head_checkpoint import read_vectors
     from sesttune.model.state_export import export_state, infer_command
     from sesttune.result import unfinished
     from sesttune.run_setup import run_data
@@ -122,8 +120,8 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
         refuse_overtaken(uri, args.alias, champion)
         move_alias(uri, args.alias, version)
         if args.export_state is not None:
-            features = load_file(Path(folder) / FEATURES_FILE)
-            export_state(args.export_state, candidate.head, about, features)
+            vectors = read_vectors(Path(folder))
+            export_state(args.export_state, candidate.head, about, vectors)
     console.print(
         f"registered {MODEL_NAME} version {version} as '{args.alias}' ({candidate.label})\n"
         f"use it: {_predict_command(known, args)}",

@@ -125,7 +125,7 @@ def _check_features(model: Path, manifest: Path, config: "Config") -> None:
     from sesttune.data.trial_data import TrialData
     from sesttune.model.head_checkpoint import read_vectors
 
-    data = TrialData.open(manifest)
+    data = TrialData(manifest)
     row = {name: number for number, name in enumerate(data.store.names["pert"])}
     for name, vector in read_vectors(model).items():
         if not np.array_equal(data.features[row[name]], vector):

@@ -16,7 +16,7 @@ from sesttune.atomic import write_text
 from sesttune.command import program, resume_command, show_table
 from sesttune.plan_run import against_plan, trained_steps
 from sesttune.run_setup import RESULT, Run
-from sesttune.search.budget import SPENT
+from sesttune.search.budget import read_spent
 from sesttune.search.outcome import Row, SweepOutcome, read_baselines
 from sesttune.search.recorded import read_schedule
 from sesttune.tracking.describe import SHORT
@@ -179,9 +179,7 @@ def _how_trials_ran(folder: Path) -> list[tuple[str, str]]:
 
 def _cost(folder: Path, last: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Steps, and where a driver counted them seconds of wall-clock and of GPUs (slots without)."""
-    spent = folder / SPENT
-    took = json.loads(spent.read_text()) if spent.exists() else {}
-    return {"steps": trained_steps(folder), **took, "unit": cost_unit(last)}
+    return {"steps": trained_steps(folder), **read_spent(folder), "unit": cost_unit(last)}
 
 
 def cost_unit(lines: Iterable[Mapping[str, float]]) -> str:

@@ -222,7 +222,7 @@ def prepared_data(
 
         manifest = prepare(config, encoder, progress, runner, genes)
     give_back()  # what encoding took of a GPU, for the trials, which are other processes
-    return TrialData.open(manifest)
+    return TrialData(manifest)
 
 
 def _show_notes(data: "TrialData", console: Console) -> None:
@@ -238,7 +238,6 @@ def _about(data: "TrialData", config: Config) -> dict[str, Any]:
     return {
         **identity(data),
         "notes": data.notes,
-        "dims": {"embed": data.embed_dim, "pert": data.pert_dim, "genes": data.n_genes},
         "baselines": baselines(config, data),
     }
 

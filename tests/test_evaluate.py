@@ -34,7 +34,7 @@ def poor(outputs: Path) -> Path:
     from sesttune.data.trial_data import TrialData
 
     run = open_run(str(outputs), POOR)
-    data = TrialData.open(run.manifest)
+    data = TrialData(run.manifest)
     model = trial_model(run, list_trials(run.folder)[0], None, data)
     folder = outputs / "exported"
     folder.mkdir()

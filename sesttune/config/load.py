@@ -57,7 +57,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
     """`key=value` for every setting that is not the default, and for `always`."""
-    settings, defaults = _flatten(to_dict(config)), _flatten(to_dict(Config()))
+    settings, defaults = settings_of(config), settings_of(Config())
     return [
         f"{key}={write_value(key, value)}"
         for key, value in settings.items()
@@ -94,6 +94,11 @@ def from_dict(settings: Mapping[str, object]) -> Config:
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, as printed, saved and logged."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, in the schema's order."""
+    return _flatten(to_dict(config))
 
 
 def known_keys() -> list[str]:

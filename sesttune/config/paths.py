@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from sesttune.config.load import with_point
+from sesttune.config.load import settings_of, with_point
 from sesttune.config.schema import Config
 
 PATHS = (
@@ -21,12 +19,11 @@ SQLITE = "sqlite:///"
 
 def with_whole_paths(config: Config) -> Config:
     """`config` with whole paths for those from the working directory; `~` stays as it is."""
-    settings = OmegaConf.structured(config)
-    named = {key: OmegaConf.select(settings, key) for key in PATHS}
+    settings = settings_of(config)
     whole: dict[str, object] = {
         key: str(Path(path).absolute())
-        for key, path in named.items()
-        if path is not None and not Path(path).expanduser().is_absolute()
+        for key in PATHS
+        if (path := settings[key]) is not None and not Path(path).expanduser().is_absolute()
     }
     if config.tracking.uri is not None:
         whole["tracking.uri"] = whole_uri(config.tracking.uri)

@@ -52,7 +52,7 @@ class ModelKwargs:
     pert_dim: int | None = 5_120
     """Width of a feature vector, checked against the data; null takes the data's."""
     hidden_dim: int = 672
-    """Width of the ST head; 672 gives the 48.9M parameters. A multiple of 8."""
+    """Width of the ST head; 672 gives the 48.9M parameters. A multiple of `n_heads`."""
     n_layers: int = 4
     n_heads: int = 8
     dropout: float = 0.1

@@ -1,7 +1,6 @@
 """Arrays written to disk piece by piece, for a store that is larger than memory."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -12,13 +11,11 @@ CHUNK = 16_000_000
 class ArrayFile:
     """A `.npy` file that grows, by values or by rows [width]; its header is written on exit."""
 
-    HEADER_BYTES = 128
-
     def __init__(self, path: Path, dtype: np.dtype, width: int | None = None) -> None:
         self._dtype, self._length = dtype, 0
         self._row = () if width is None else (width,)
         self._file = path.open("wb")
-        self._file.write(b"\0" * self.HEADER_BYTES)
+        self._write_header()
 
     def append(self, values: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
@@ -27,21 +24,16 @@ class ArrayFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        about = f"{{'descr': '{self._dtype.str}', 'fortran_order': False, "
-        about += f"'shape': {(self._length, *self._row)}, }}"
-        # npy format 1.0: magic, version, little-endian header length, padded header.
-        magic = b"\x93NUMPY\x01\x00"
-        space = self.HEADER_BYTES - len(magic) - 2
+    def __exit__(self, *error: object) -> None:
         self._file.seek(0)
-        self._file.write(magic + space.to_bytes(2, "little"))
-        self._file.write(about.encode().ljust(space - 1) + b"\n")
+        self._write_header()
         self._file.close()
+
+    def _write_header(self) -> None:
+        """numpy leaves room in it for any number of rows, so it is as long whatever there are."""
+        about = {"descr": self._dtype.str, "fortran_order": False}
+        about["shape"] = (self._length, *self._row)
+        np.lib.format.write_array_header_1_0(self._file, about)
 
 
 def shrink_values(path: Path) -> None:

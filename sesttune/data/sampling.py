@@ -46,7 +46,7 @@ class ControlPool:
     """Control rows of every context, and of every batch within it."""
 
     def __init__(self, store: CellStore) -> None:
-        contexts = store.dataset.astype(np.int64) * len(store.names["cell_type"]) + store.cell_type
+        contexts = store.context
         batches = contexts * len(store.names["batch"]) + store.batch
         controls = np.flatnonzero(store.is_control)
         in_batch, batch_of = np.unique(batches[controls], return_inverse=True)

@@ -23,7 +23,9 @@ class CellStore:
     """A store opened from its folder; arrays are memory-mapped, read-only.
 
     Codes (`pert`, `cell_type`, `batch`, `dataset`) are int32 [cells] into the lists of
-    `names`; a context is a (dataset, cell type).
+    `names`; a context is a (dataset, cell type). Expression is CSR: `indptr` int64 [cells + 1],
+    `indices` uint16 or uint32 and `values` uint16 or float32 [stored values]; `scale` float32
+    [cells] is 0 where values are log1p. Cell i is row `file_row` of file number `file`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +63,11 @@ class CellStore:
         """Least and most counts a cell behind the values of a file; [] where that is not known."""
         found = [float(sum_) for file in self.files if (sum_ := file.get("counts_a_cell"))]
         return [min(found), max(found)] if found else []
+
+    @property
+    def context(self) -> np.ndarray:
+        """int64 [cells]: the number of each cell's context, by dataset, then cell type."""
+        return self.dataset.astype(np.int64) * len(self.names["cell_type"]) + self.cell_type
 
     @cached_property
     def is_control(self) -> np.ndarray:

@@ -64,10 +64,6 @@ class TrialData:
         self.encoder = self.controls.encoder
         self._splits = {(d, c, p): split for d, c, p, split in about["splits"]}
 
-    @classmethod
-    def open(cls, manifest: Path) -> "TrialData":
-        return cls(manifest)
-
     @property
     def embed_dim(self) -> int:
         return self.controls.embed_dim
@@ -87,21 +83,26 @@ class TrialData:
 
     def conditions(self, split: str) -> list[Condition]:
         """The conditions of `train`, `val` or `test`, in a fixed order."""
-        return [c for c in conditions_of(self.store) if self._splits.get(self._name(c)) == split]
+        return [
+            c
+            for c in conditions_of(self.store)
+            if self._splits.get(name_of(self.store, c)) == split
+        ]
 
-    def _name(self, condition: Condition) -> tuple[str, str, str]:
-        names = self.store.names
-        return (
-            names["dataset"][condition.dataset],
-            names["cell_type"][condition.cell_type],
-            names["pert"][condition.pert],
-        )
+
+def name_of(store: CellStore, condition: Condition) -> tuple[str, str, str]:
+    """Its dataset, cell type and perturbation."""
+    names = store.names
+    return (
+        names["dataset"][condition.dataset],
+        names["cell_type"][condition.cell_type],
+        names["pert"][condition.pert],
+    )
 
 
 def conditions_of(store: CellStore) -> list[Condition]:
     """Every condition of the store's perturbed cells, ordered by dataset, cell type, name."""
-    n_types, n_perts = len(store.names["cell_type"]), len(store.names["pert"])
-    code = (store.dataset.astype(np.int64) * n_types + store.cell_type) * n_perts + store.pert
+    code = store.context * len(store.names["pert"]) + store.pert
     rows = np.flatnonzero(~store.is_control)
     rows = rows[np.argsort(code[rows], kind="stable")]
     starts = np.flatnonzero(np.diff(code[rows], prepend=-1))
@@ -149,7 +150,7 @@ def prepare(
     _check_dim("input_dim", config.model.kwargs.input_dim, store.n_genes)
     _check_dim("output_dim", config.model.kwargs.output_dim, store.n_genes)
     notes = list(store.notes)
-    conditions = _cells_of_conditions(store)
+    conditions = {name_of(store, c): len(c.rows) for c in conditions_of(store)}
     lacking = missing_features(features, [c[2] for c in conditions])
     if lacking:
         total = len({condition[2] for condition in conditions})
@@ -186,16 +187,6 @@ def prepare(
         (draft / "manifest.json").write_text(json.dumps(about))
 
     return cached_folder(cache / "prepared" / digest(about), write) / "manifest.json"
-
-
-def _cells_of_conditions(store: CellStore) -> dict[tuple[str, str, str], int]:
-    """Cells of every (dataset, cell type, perturbation) the store has, without controls."""
-    codes = np.stack([store.dataset, store.cell_type, store.pert], axis=1)[~store.is_control]
-    names = store.names
-    return {
-        (names["dataset"][d], names["cell_type"][c], names["pert"][p]): int(cells)
-        for (d, c, p), cells in zip(*np.unique(codes, axis=0, return_counts=True), strict=True)
-    }
 
 
 def _refuse_or_drop(lacking: list[str], setting: str, total: int, features: Collection[str]) -> str:
@@ -252,8 +243,7 @@ def _describe_splits(
 
 def describe_pairing(store: CellStore, batch_col: str) -> list[str]:
     """A line where the pairing of `sampling.ControlPool` has to leave the batch."""
-    context = store.dataset.astype(np.int64) * len(store.names["cell_type"]) + store.cell_type
-    batch = context * len(store.names["batch"]) + store.batch
+    batch = store.context * len(store.names["batch"]) + store.batch
     alone = ~np.isin(batch[~store.is_control], batch[store.is_control])
     if not alone.any():
         return []

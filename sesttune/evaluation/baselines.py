@@ -77,8 +77,7 @@ def _means(
     """Mean of each context's controls, and mean change of each training perturbation [genes]."""
     store, rng = data.store, np.random.default_rng(seed)
     controls = np.flatnonzero(store.is_control)
-    keys = store.dataset[controls].astype(np.int64) * len(store.names["cell_type"])
-    keys += store.cell_type[controls]
+    keys = store.context[controls]
     by_context = {
         _context(store, controls[keys == key][0]): _mean(store, controls[keys == key], rng)
         for key in np.unique(keys)

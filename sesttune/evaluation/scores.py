@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from sesttune.data.sampling import CellSets
-from sesttune.data.trial_data import Condition, TrialData
+from sesttune.data.trial_data import Condition, TrialData, name_of
 from sesttune.evaluation.baselines import CELLS_OF_MEAN, dense_sets
 from sesttune.evaluation.metrics import (
     Moments,
@@ -25,6 +25,7 @@ from sesttune.evaluation.metrics import (
 from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import Loss
 
+NAMES = ("dataset", "cell_type", "perturbation")
 METRICS = {
     "loss": "lower",
     "mae": "lower",
@@ -61,7 +62,7 @@ def score(
             rows.append(
                 {
                     "predictor": name,
-                    **_names(data, condition),
+                    **dict(zip(NAMES, name_of(data.store, condition), strict=True)),
                     "cells": len(condition.rows),
                     "loss": losses[name][index],
                     "mae": mean_absolute_error(means[name][index], real[index].mean),
@@ -146,12 +147,3 @@ def _discrimination(
         here = np.flatnonzero((contexts == context).all(1))
         scores[here] = discrimination(predicted[here], real[here], targets[here])
     return scores
-
-
-def _names(data: TrialData, condition: Condition) -> dict[str, str]:
-    names = data.store.names
-    return {
-        "dataset": names["dataset"][condition.dataset],
-        "cell_type": names["cell_type"][condition.cell_type],
-        "perturbation": names["pert"][condition.pert],
-    }

@@ -8,7 +8,7 @@ name makes every part of the program call it `demo-encoder (random weights)`.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -45,18 +45,15 @@ class SESizes:
 DEMO = SESizes(32, 64, 128, 64, 4, 2, 256)
 
 
-def write_demo_encoder(
-    folder: Path, symbols: Sequence[str], seed: int = 0, pad_length: int = DEMO.pad_length
-) -> Path:
+def write_demo_encoder(folder: Path, symbols: Sequence[str], seed: int = 0) -> Path:
     """Write `demo-encoder.ckpt` and `protein_embeddings.pt` into `folder`; returns the former."""
-    sizes = replace(DEMO, pad_length=pad_length)
-    model, proteins = random_encoder(len(symbols), sizes, seed)
+    model, proteins = random_encoder(len(symbols), DEMO, seed)
     with torch.no_grad():
         model.cls_token.zero_()
         model.dataset_token.zero_()
         model.dataset_embedder.weight.mul_(SPREAD)
         _cancel_the_average_gene(model, proteins)
-    return write_encoder(folder, DEMO_NAME, model, symbols, proteins, sizes)
+    return write_encoder(folder, DEMO_NAME, model, symbols, proteins, DEMO)
 
 
 def random_encoder(

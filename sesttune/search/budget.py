@@ -13,7 +13,7 @@ from sesttune.search.trial_state import BUDGET
 from sesttune.training.records import list_trials
 
 LIMITS = ("sweep.time_budget", "sweep.gpu_hours", "sweep.target_val_loss")
-SPENT = "spent.json"
+_SPENT = "spent.json"
 _SAVED_EVERY_S = 10.0
 
 
@@ -31,9 +31,9 @@ class Spending:
         gpus: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._limits, self._clock = folder / SPENT, limits, clock
+        self._path, self._limits, self._clock = folder / _SPENT, limits, clock
         self._gpus = gpus or 1.0
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        known = read_spent(folder)
         self.wall_s: float = known.get("wall_s", 0.0)
         self.gpu_s: float = known.get("gpu_s", 0.0)
         self._running = 0
@@ -65,6 +65,12 @@ class Spending:
         if limits.gpu_hours is not None and self.gpu_s >= 3600 * limits.gpu_hours:
             return f"{BUDGET}sweep.gpu_hours={limits.gpu_hours:g} are spent"
         return None
+
+
+def read_spent(folder: Path) -> dict[str, float]:
+    """Seconds `wall_s` and `gpu_s` of a sweep so far; empty before its first driver."""
+    path = folder / _SPENT
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def limit_reached(folder: Path, limits: SweepConfig) -> str | None:

@@ -24,7 +24,7 @@ from sesttune.search.searcher import Suggester
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import ERROR, RUNNING, WAITING
 from sesttune.search.warm_start import read_earlier
-from sesttune.training.records import TrialRecord, list_trials, read_trial
+from sesttune.training.records import TrialRecord, read_trial
 
 INTERRUPTED = "interrupted"
 
@@ -65,10 +65,6 @@ class TrialLedger:
     def closed(self) -> str | None:
         """Why no trial is handed out any more before all is done: `interrupted`, or a limit."""
         return self.schedule.closed
-
-    def trials(self) -> list[TrialRecord]:
-        """Every trial handed out so far, by id."""
-        return list_trials(self.folder)
 
     def next(self) -> Job | None:
         """The next trial to run, its record written; None when there is none now."""

@@ -18,13 +18,11 @@ from sesttune.training.records import TrialRecord, list_trials
 
 @dataclass(frozen=True)
 class Row:
-    """A trial on the leaderboard; losses are nan before the first validation."""
+    """A trial on the leaderboard; its best is nan before the first validation."""
 
     id: str
     best_val_loss: float
     best_step: int
-    val_loss: float
-    train_loss: float
     step: int
     status: str
     stop_reason: str | None
@@ -120,8 +118,6 @@ def _row(record: TrialRecord, config: Config, baseline: float | None) -> Row:
         record.id,
         last.get("best_val_loss", math.nan),
         int(last.get("best_step", 0)),
-        last.get("val_loss", math.nan),
-        last.get("train_loss", math.nan),
         int(last.get("step", 0)),
         record.status,
         record.stop_reason,

@@ -8,7 +8,7 @@ plan knows every rule there is.
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,6 @@ class Plan:
     worst: Outlay
     trial_gb: float
     disk_gb: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def make_plan(config: Config, space: SearchSpace, slots: int, gpus: float, speed: Speed) -> Plan:

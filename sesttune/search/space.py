@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from sesttune.config.load import with_point
+from sesttune.config.load import settings_of, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint
@@ -66,9 +64,9 @@ class SearchSpace:
 
     def on(self, config: Config) -> "SearchSpace":
         """The space around `config`, which constraints ask for what is not searched."""
-        plain = OmegaConf.structured(config)
+        settings = settings_of(config)
         named = {key for constraint in self.constraints for key in constraint.keys}
-        return replace(self, fixed={key: OmegaConf.select(plain, key) for key in named})
+        return replace(self, fixed={key: settings[key] for key in named})
 
     def allows(self, point: Point) -> bool:
         """Whether no constraint forbids a point."""

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sesttune.atomic import room_on_disk
-from sesttune.config.load import from_dict, with_point
+from sesttune.config.load import from_dict, settings_of, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
@@ -130,8 +130,8 @@ def check_earlier(source: Path, config: Config) -> Config:
     key = other_loss(then, config)
     if key is not None:
         raise UserError(
-            f"sweep.warm_start={source.name}: it was run with {key}={_value(then, key)}, this "
-            f"one has {_value(config, key)}, so their losses are not comparable"
+            f"sweep.warm_start={source.name}: it was run with {key}={settings_of(then)[key]}, this "
+            f"one has {settings_of(config)[key]}, so their losses are not comparable"
         )
     return then
 
@@ -153,7 +153,8 @@ def changed_inputs(source: Path, folder: Path) -> list[str]:
 
 def other_loss(first: Config, second: Config) -> str | None:
     """A setting in which two sweeps differ and that makes their val_losses incomparable."""
-    return next((key for key in _SAME_LOSS if _value(first, key) != _value(second, key)), None)
+    one, two = settings_of(first), settings_of(second)
+    return next((key for key in _SAME_LOSS if one[key] != two[key]), None)
 
 
 def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: int) -> TrialState:
@@ -163,7 +164,7 @@ def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: in
 
 def _training(config: Config) -> dict[str, Any]:
     """What the weights at a given step depend on, beside the data."""
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    plain = to_dict(config)
     training = {k: v for k, v in plain["training"].items() if k not in _OTHER_STOP}
     if config.training.lr_schedule != "constant":
         training["max_steps"] = config.training.max_steps
@@ -173,11 +174,8 @@ def _training(config: Config) -> dict[str, Any]:
 
 def _point(space: SearchSpace, config: Config) -> dict[str, Any]:
     point: dict[str, Any] = {}
+    settings = settings_of(config)
     for key, parameter in space.parameters.items():
         if parameter.active(point):
-            point[key] = _value(config, key)
+            point[key] = settings[key]
     return point
-
-
-def _value(config: Config, key: str) -> Any:
-    return OmegaConf.select(OmegaConf.structured(config), key)

@@ -9,7 +9,6 @@ import logging
 import shlex
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from sesttune.tracking.store import problem, without_secrets
@@ -41,12 +40,7 @@ class BackgroundSync:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from safetensors.numpy import load_file
 
 
 class STModel(PythonModel):  # type: ignore[misc]
@@ -21,11 +20,11 @@ class STModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         # Not above: MLflow runs this file once as it logs it, before its package can be found.
-        from sesttune.model.head_checkpoint import import_head
+        from sesttune.model.head_checkpoint import import_head, read_vectors
 
         folder = Path(context.artifacts["head"])
         self._head, _ = import_head(folder)
-        self._features = load_file(folder / "features.safetensors")
+        self._features = read_vectors(folder)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

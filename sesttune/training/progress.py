@@ -1,4 +1,4 @@
-"""Where a trial stands: best value, patience, and what one report line says.
+"""Where a trial stands: best value and patience.
 
 Plain values in and out (`state_dict`), no torch and no clock, so the rule that stops
 a trial can be read and tested on its own.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sesttune.machine import cores
+from sesttune.machine import cores, fields
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,8 @@ class SystemMetrics:
 
 
 def _memory() -> dict[str, float]:
-    """Memory in use on the machine; nothing where the kernel is not Linux."""
-    if not MEMINFO.exists():
-        return {}
-    kib = {}
-    for line in MEMINFO.read_text().splitlines()[:3]:  # MemTotal, MemFree, MemAvailable
-        name, value, *_ = line.split()
-        kib[name] = float(value)
+    """Memory in use on the machine."""
+    kib = fields(MEMINFO)
     used = kib["MemTotal:"] - kib["MemAvailable:"]
     return {
         "system_memory_usage_megabytes": used * 1024 / 1e6,

@@ -71,7 +71,7 @@ def run_trial(
     if device.type == "cpu":
         keep_freed_memory()
     give_back()  # or what an earlier trial of this process left counts as taken
-    data = TrialData.open(manifest)
+    data = TrialData(manifest)
     share = config.sweep.gpu_share
     keep_to_share(device, share)
     reader = choose_reader(data, device, config.data.kwargs.store_location, share)

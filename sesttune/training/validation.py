@@ -13,16 +13,14 @@ SETS_PER_BATCH = 8
 
 
 class Validation:
-    """One fixed set per condition of `split`, read anew each time: kept dense they would fill
+    """One fixed set per validation condition, read anew each time: kept dense they would fill
     10 MB a set."""
 
-    def __init__(
-        self, config: Config, data: TrialData, reader: Reader, at_once: int, split: str = "val"
-    ) -> None:
+    def __init__(self, config: Config, data: TrialData, reader: Reader, at_once: int) -> None:
         self.data, self._reader = data, reader
         self._at_once = min(at_once, SETS_PER_BATCH)
         length = config.model.kwargs.st_cell_set_len
-        self._sets = fixed_sets(data, split, length, config.training.train_seed)
+        self._sets = fixed_sets(data, "val", length, config.training.train_seed)
 
     def loss(self, module: TrialModule) -> float:
         """Mean loss over all sets, dropout off; one transfer from the device at the end."""

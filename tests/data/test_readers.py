@@ -34,7 +34,7 @@ DEVICES = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
     tiny = write_tiny(tmp_path_factory.mktemp("tiny"))
-    return TrialData.open(prepare(load_config(base=tiny.settings()), MeanEncoder))
+    return TrialData(prepare(load_config(base=tiny.settings()), MeanEncoder))
 
 
 @pytest.mark.parametrize("device", DEVICES)

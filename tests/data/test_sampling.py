@@ -13,7 +13,7 @@ from sesttune.data.trial_data import TrialData, prepare
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
     tiny = write_tiny(tmp_path_factory.mktemp("tiny"))
-    return TrialData.open(prepare(load_config(base=tiny.settings()), MeanEncoder))
+    return TrialData(prepare(load_config(base=tiny.settings()), MeanEncoder))
 
 
 def same(a: CellSets, b: CellSets) -> bool:

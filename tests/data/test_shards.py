@@ -40,7 +40,7 @@ def tiny(tmp_path: Path) -> TinyData:
 def encoded(tiny: TinyData, encoder: MeanEncoder | None = None) -> tuple[TrialData, int]:
     """The prepared data, and how many cells had to be encoded for them."""
     encoder = encoder or MeanEncoder()
-    data = TrialData.open(prepare(load_config(base=tiny.settings()), lambda: encoder))
+    data = TrialData(prepare(load_config(base=tiny.settings()), lambda: encoder))
     return data, encoder.encoded
 
 
@@ -224,7 +224,7 @@ def test_a_shard_that_serves_again_and_what_a_trial_opens_are_marked_as_used(
     folders = [*shard_folders(tiny), data.store.folder, data.controls.folder, data.manifest.parent]
     for folder in folders:
         os.utime(folder / "complete.json", (1, 1))
-    TrialData.open(data.manifest)
+    TrialData(data.manifest)
     assert all((f / "complete.json").stat().st_mtime > 1 for f in folders[-3:])
     shutil.rmtree(data.controls.folder)
     encoded(tiny)

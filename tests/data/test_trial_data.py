@@ -15,7 +15,7 @@ from sesttune.errors import UserError
 
 def open_data(tiny: TinyData, encoder: MeanEncoder | None = None, **more: object) -> TrialData:
     config = load_config(base=tiny.settings(**more))
-    return TrialData.open(prepare(config, lambda: encoder or MeanEncoder()))
+    return TrialData(prepare(config, lambda: encoder or MeanEncoder()))
 
 
 def labels(data: TrialData, rows: np.ndarray) -> set[tuple[str, str]]:

@@ -15,7 +15,7 @@ from sesttune.model.losses import energy_distance
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
     config = load_config(base=write_tiny(tmp_path_factory.mktemp("tiny")).settings())
-    return TrialData.open(prepare(config, MeanEncoder))
+    return TrialData(prepare(config, MeanEncoder))
 
 
 def cells(data: TrialData, cell_type: str, pert: str) -> np.ndarray:

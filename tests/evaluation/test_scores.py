@@ -30,7 +30,7 @@ class Trained:
         settings = tiny.settings(**{"training.ckpt_every_n_steps": 7, "training.ema_decay": 0.9})
         self.config: Config = load_config(base=settings)
         manifest = prepare(self.config, MeanEncoder)
-        self.data = TrialData.open(manifest)
+        self.data = TrialData(manifest)
         run_trial(self.config, manifest, folder / "trial")
         record = read_trial(folder / "trial")
         assert record is not None
@@ -113,7 +113,7 @@ def test_a_perturbed_gene_is_left_out_by_its_name_or_its_symbol_or_that_is_said(
         elif symbols == "index":
             var.index = pd.Index([*called[:-1], "G59"])
         anndata.AnnData(x, cells.obs, var).write_h5ad(path)
-    data = TrialData.open(prepare(load_config(base=tiny.settings()), MeanEncoder))
+    data = TrialData(prepare(load_config(base=tiny.settings()), MeanEncoder))
     assert data.store.target_genes == ({} if symbols == "nowhere" else targets)
     unknown, example = (6, "P0") if symbols == "nowhere" else (3, "P1")
     told = genes_not_left_out(data, "test")

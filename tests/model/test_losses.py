@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from sesttune.errors import UserError
 from sesttune.model import losses
 from sesttune.model.losses import (
     energy_distance,
@@ -264,11 +263,6 @@ def test_sinkhorn_has_a_gradient_towards_the_target() -> None:
     assert x.grad is not None
     after = sinkhorn_divergence(x.detach() - 1.0 * x.grad, y).sum()
     assert after < before
-
-
-def test_unknown_loss() -> None:
-    with pytest.raises(UserError, match="not one of energy, sinkhorn, mse"):
-        loss_function("huber")
 
 
 @pytest.mark.oracle

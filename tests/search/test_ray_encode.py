@@ -61,7 +61,7 @@ def encode(tiny: TinyData, encoder: Encoder, workers: int = 2) -> tuple[TrialDat
         encode_with_ray(parts, encoder, note, workers, {"num_cpus": 1})
 
     config = load_config(base=tiny.settings())
-    return TrialData.open(prepare(config, lambda: encoder, runner=run)), seen  # type: ignore[arg-type]
+    return TrialData(prepare(config, lambda: encoder, runner=run)), seen  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("calls_at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -80,7 +80,7 @@ def test_two_workers_give_what_one_process_gives_even_if_one_is_killed(
     assert seen == sorted(seen)
     matrix = np.array(data.controls.matrix)
     alone = load_config(base={**tiny.settings(), "data.cache_dir": str(tmp_path / "other")})
-    assert np.array_equal(TrialData.open(prepare(alone, MeanEncoder)).controls.matrix, matrix)
+    assert np.array_equal(TrialData(prepare(alone, MeanEncoder)).controls.matrix, matrix)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU itself")

@@ -59,7 +59,7 @@ class Machines:
         """Until all is done, or a kill after the `kill_at`th validation was written."""
         self.ledger = TrialLedger(self.folder, CONFIG, self.space)
         # What a resumed ledger finds ended, or stops at once, is not in flight any more.
-        going = {record.id for record in self.ledger.trials() if not record.finished}
+        going = {record.id for record in list_trials(self.ledger.folder) if not record.finished}
         self.queue = [event for event in self.queue if event[2] in going]
         heapq.heapify(self.queue)
         in_flight, self.jobs = {event[2] for event in self.queue}, {}

@@ -47,7 +47,7 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
     assert stop, "alone at its rung"
     ledger.end(first.id)
     # The longest trial of the training has it now, with all that was kept of it.
-    longest = next(r for r in ledger.trials() if r.params["training.max_steps"] == 300)
+    longest = next(r for r in list_trials(ledger.folder) if r.params["training.max_steps"] == 300)
     assert sorted(path.name for path in longest.checkpoints.iterdir()) == [
         "best.ckpt",
         "last.ckpt",
@@ -60,7 +60,7 @@ def test_a_longer_trial_takes_the_training_of_a_shorter_one_over_where_that_wait
     assert [line["step"] for line in read_metrics(folder(ledger, job))] == [0, 50]
     assert ledger.next() is None
     for resumed in (ledger, again()):
-        shares = {r.id: read_schedule(r.folder).get("shares") for r in resumed.trials()}
+        shares = {r.id: read_schedule(r.folder).get("shares") for r in list_trials(resumed.folder)}
         assert shares == {"001": job.id, "002": job.id, "003": job.id} | {job.id: None}
     resumed.next()
     for step in (100, 200, 300):

@@ -96,7 +96,7 @@ def test_two_names_of_one_file_count_once(tmp_path: Path) -> None:
 def test_the_plans_head_fits_its_limits_over_a_whole_run(tiny: TinyData, tmp_path: Path) -> None:
     """48.9M parameters: 0.2 GB without the optimizer, 0.6 GB with it, 1.5 GB a trial."""
     config = load_config(base=tiny.settings())
-    data = TrialData.open(prepare(config, MeanEncoder))
+    data = TrialData(prepare(config, MeanEncoder))
     module = TrialModule(config, STHead(HeadConfig(512, 5_120, 18_080)))
     (optimizer,) = [module.configure_optimizers()]
     for parameter in module.head.parameters():
@@ -118,7 +118,7 @@ def test_the_plans_head_fits_its_limits_over_a_whole_run(tiny: TinyData, tmp_pat
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tiny: TinyData, tmp_path: Path) -> None:
     """Training goes on while the thread writes; what it writes must not change under it."""
     config = load_config(base=tiny.settings())
-    data = TrialData.open(prepare(config, MeanEncoder))
+    data = TrialData(prepare(config, MeanEncoder))
     module = TrialModule(config, STHead(HeadConfig(6, 8, 60, 16, 1, 2)))
     optimizer = module.configure_optimizers()
     saver = Saver(tmp_path / "checkpoints", config, data, module, Progress(10, 0.0))

@@ -90,7 +90,7 @@ def test_a_head_made_for_other_data_is_refused(tiny: TinyData, ended: Path, tmp_
     config, manifest = ready(
         tiny, **{"training.max_steps": 40, "model.checkpoint": str(ended / "last.ckpt")}
     )
-    data = TrialData.open(manifest)
+    data = TrialData(manifest)
     state = starting_state(config)
     assert state is not None
     refuse_other_data(state, config, data)

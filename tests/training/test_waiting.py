@@ -77,7 +77,7 @@ def test_a_step_lies_on_the_device_as_a_whole(
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it has none
     more = {"model.kwargs.loss": loss, "training.ema_decay": 0.99}
     config = load_config(base=tiny.settings(**more))
-    data, device = TrialData.open(prepare(config, MeanEncoder)), torch.device("meta")
+    data, device = TrialData(prepare(config, MeanEncoder)), torch.device("meta")
     module = TrialModule(config, STHead(head_config(config, data))).to(device)
     reader = ResidentReader(data, device)
     batch = reader.finish(reader.prepare(fixed_sets(data, "train", 8, 0)))
