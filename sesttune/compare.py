@@ -103,9 +103,9 @@ def _facts(side: _Side) -> dict[str, str]:
 
 def _other_settings(first: "Run", second: "Run") -> dict[str, tuple[Any, Any]]:
     """Settings in which the sweeps differ, but for their names and where they lie."""
-    from sesttune.config.load import settings_of
+    from sesttune.config.load import settings_by_key
 
-    one, other = (settings_of(run.config) for run in (first, second))
+    one, other = (settings_by_key(run.config) for run in (first, second))
     differing = {
         key: (value, other[key])
         for key, value in one.items()

@@ -164,7 +164,7 @@ def _as_seen_by(
     genes: list[str] | None,
 ) -> "TrialData":
     """The same cells with the control embeddings and features that `model` was made for."""
-    from sesttune.config.load import settings_of, with_point
+    from sesttune.config.load import settings_by_key, with_point
     from sesttune.data.identity import other_embeddings
     from sesttune.data.value_scale import unlike_training
     from sesttune.run_setup import prepared_data
@@ -172,7 +172,7 @@ def _as_seen_by(
     if model.about["genes"] != data.store.genes:
         raise UserError(f"{model.label} predicts other genes than these data have")
     _refuse_another_scale(model, data, config)
-    settings = settings_of(config)
+    settings = settings_by_key(config)
     point = {k: v for k, v in settings.items() if k.startswith("data.") and k not in PLACES}
     point["training.train_seed"] = settings["training.train_seed"]  # it may choose the conditions
     seen = prepared_data(with_point(model.config, point), console, genes=genes)

@@ -55,7 +55,7 @@ def _check_writable(predicted: "anndata.AnnData", source: Path) -> None:
             with h5py.File(which, "w", driver="core", backing_store=False) as file, _as_read():
                 write_elem(file, which, getattr(predicted, which))
         except Exception as error:  # of any kind, by what is held
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"--adata {source}: {which} cannot be written again ({reason}): rename or drop "
                 "what it names"

@@ -57,7 +57,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
     """`key=value` for every setting that is not the default, and for `always`."""
-    settings, defaults = settings_of(config), settings_of(Config())
+    settings, defaults = settings_by_key(config), settings_by_key(Config())
     return [
         f"{key}={write_value(key, value)}"
         for key, value in settings.items()
@@ -96,7 +96,7 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_by_key(config: Config) -> dict[str, Any]:
     """Every setting by its dotted key, in the schema's order."""
     return _flatten(to_dict(config))
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sesttune.config.load import settings_of, with_point
+from sesttune.config.load import settings_by_key, with_point
 from sesttune.config.schema import Config
 
 PATHS = (
@@ -19,7 +19,7 @@ SQLITE = "sqlite:///"
 
 def with_whole_paths(config: Config) -> Config:
     """`config` with whole paths for those from the working directory; `~` stays as it is."""
-    settings = settings_of(config)
+    settings = settings_by_key(config)
     whole: dict[str, object] = {
         key: str(Path(path).absolute())
         for key in PATHS

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sesttune.config.load import settings_of, with_point
+from sesttune.config.load import settings_by_key, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.constraint import Constraint
@@ -64,7 +64,7 @@ class SearchSpace:
 
     def on(self, config: Config) -> "SearchSpace":
         """The space around `config`, which constraints ask for what is not searched."""
-        settings = settings_of(config)
+        settings = settings_by_key(config)
         named = {key for constraint in self.constraints for key in constraint.keys}
         return replace(self, fixed={key: settings[key] for key in named})
 

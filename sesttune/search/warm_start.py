@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sesttune.atomic import room_on_disk
-from sesttune.config.load import from_dict, settings_of, to_dict, with_point
+from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
@@ -129,9 +129,10 @@ def check_earlier(source: Path, config: Config) -> Config:
     then = from_dict(settings["config"])
     key = other_loss(then, config)
     if key is not None:
+        one, two = settings_by_key(then)[key], settings_by_key(config)[key]
         raise UserError(
-            f"sweep.warm_start={source.name}: it was run with {key}={settings_of(then)[key]}, this "
-            f"one has {settings_of(config)[key]}, so their losses are not comparable"
+            f"sweep.warm_start={source.name}: it was run with {key}={one}, this one has {two}, so "
+            "their losses are not comparable"
         )
     return then
 
@@ -153,7 +154,7 @@ def changed_inputs(source: Path, folder: Path) -> list[str]:
 
 def other_loss(first: Config, second: Config) -> str | None:
     """A setting in which two sweeps differ and that makes their val_losses incomparable."""
-    one, two = settings_of(first), settings_of(second)
+    one, two = settings_by_key(first), settings_by_key(second)
     return next((key for key in _SAME_LOSS if one[key] != two[key]), None)
 
 
@@ -174,7 +175,7 @@ def _training(config: Config) -> dict[str, Any]:
 
 def _point(space: SearchSpace, config: Config) -> dict[str, Any]:
     point: dict[str, Any] = {}
-    settings = settings_of(config)
+    settings = settings_by_key(config)
     for key, parameter in space.parameters.items():
         if parameter.active(point):
             point[key] = settings[key]
