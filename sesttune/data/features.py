@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sesttune.data.labels import loosely
 from sesttune.errors import UserError, check_file
 
 
@@ -47,11 +48,11 @@ def missing_features(features: dict[str, np.ndarray], names: Sequence[str]) -> l
 
 def named_otherwise(features: Collection[str], lacking: Sequence[str]) -> str:
     """How many of `lacking` are there but for spaces or upper and lower case, or ''."""
-    there = {name.strip().casefold(): name for name in features}
-    found = [name for name in lacking if name.strip().casefold() in there]
+    there = {loosely(name): name for name in features}
+    found = [name for name in lacking if loosely(name) in there]
     if not found:
         return ""
-    other = there[found[0].strip().casefold()]
+    other = there[loosely(found[0])]
     return f"it names {len(found)} of them otherwise (e.g. '{other}' for '{found[0]}')"
 
 

@@ -22,7 +22,7 @@ from sesttune.data.h5ad_frame import (
     read_index,
 )
 from sesttune.data.hdf5 import described, open_hdf5
-from sesttune.data.splits import nearest
+from sesttune.data.labels import nearest
 from sesttune.errors import UserError
 
 BLOCK_ROWS = 4_096

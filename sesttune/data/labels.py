@@ -1,19 +1,34 @@
-"""Labels of cells across all files, which must agree before a store is made of them."""
+"""Labels of cells: which are meant as one, and what must agree across all files."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
 from sesttune.config.schema import DataKwargs
-from sesttune.data.splits import nearest
 from sesttune.errors import UserError
+
+
+def loosely(label: str) -> str:
+    """What a label is but for spaces around it and upper and lower case, where slips are made."""
+    return label.strip().casefold()
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`; did you mean 'x'?` with the nearest known name, or the known names."""
+    close = [other for other in known if loosely(other) == loosely(name)]
+    close = close or difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    listed = sorted(known)
+    return f"; known: {', '.join(listed[:8])}{', …' if len(listed) > 8 else ''}"
 
 
 def alike(column: str, labels: Iterable[str]) -> list[str]:
     """A line where labels may be meant as one: their cells may be trained on and held out."""
     spelled: dict[str, list[str]] = {}
     for label in sorted(labels):
-        spelled.setdefault(label.strip().casefold(), []).append(label)
+        spelled.setdefault(loosely(label), []).append(label)
     found = [same for same in spelled.values() if len(same) > 1]
     if not found:
         return []
@@ -36,9 +51,8 @@ def check_controls(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
             f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}'; "
             f"set data.kwargs.control_pert{nearest(kwargs.control_pert, names)}"
         )
-    spelled = kwargs.control_pert.strip().casefold()
     for name in names:
-        if name != kwargs.control_pert and name.strip().casefold() == spelled:
+        if name != kwargs.control_pert and loosely(name) == loosely(kwargs.control_pert):
             raise UserError(
                 f"obs column '{kwargs.pert_col}' has '{name}' beside the control "
                 f"'{kwargs.control_pert}': write it the same in all cells and files"

@@ -6,7 +6,6 @@ Validation never falls back to test: where the file names no validation, a seede
 share of the training perturbations is held out and the caller is told.
 """
 
-import difflib
 import glob
 import itertools
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sesttune.data.labels import nearest
 from sesttune.errors import UserError, check_file
 
 HELD_OUT = ("val", "test")
@@ -178,16 +178,6 @@ def _check_names(split_file: SplitFile, conditions: Iterable[Condition]) -> None
                         f"perturbation '{name}' that the data do not have"
                         f"{nearest(name, perturbations[context])}"
                     )
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """`; did you mean 'x'?` with the nearest known name, or the known names."""
-    close = [other for other in known if other.strip().casefold() == name.strip().casefold()]
-    close = close or difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    listed = sorted(known)
-    return f"; known: {', '.join(listed[:8])}{', …' if len(listed) > 8 else ''}"
 
 
 def _table(content: Mapping[str, object], name: str, path: Path) -> dict[str, object]:
