@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sesttune.atomic import write_text
 from sesttune.command import show_table
+from sesttune.compiler import missing
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.machine import cores, gpus
@@ -57,7 +58,10 @@ def _settle_compile(
     mode, found = "none", None
     if run.config.training.compile != "auto":
         return run, found
-    if modes := modes_to_try(run.config, given.gpus):
+    if given.gpus and (lacking := missing()) is not None:
+        found = f"training.compile=none: this machine has not got {lacking}"
+        console.print(found, highlight=False, soft_wrap=True)
+    elif modes := modes_to_try(run.config, given.gpus):
         console.print("measuring whether compiling the head pays, a few minutes", style="dim")
         scratch, place = run.folder / ".compiling", place_for(run.config, given)
         mode, found = fastest_mode(

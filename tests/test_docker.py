@@ -13,6 +13,8 @@ from helpers.mlflow_server import MlflowServer
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
+from sesttune.compiler import COMPILERS
+
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 
@@ -32,6 +34,12 @@ def test_the_image_copies_files_that_are_there_and_let_through() -> None:
     ignore = (DOCKER / "Dockerfile.dockerignore").read_text().split()
     assert ignore[0] == "*"
     assert {line.removeprefix("!") for line in ignore if line.startswith("!")} == names
+
+
+def test_the_image_has_what_compiling_wants() -> None:
+    (line,) = re.findall(r"apt-get install -y (.+) \\\n", (DOCKER / "Dockerfile").read_text())
+    assert set(COMPILERS) & set(line.split())
+    assert "python3-dev" in line.split()
 
 
 def test_the_image_installs_every_dependency() -> None:

@@ -12,6 +12,7 @@ from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.plan_run import plan_run
 from sesttune.run_setup import SETTINGS, Run
+from sesttune.search.ray_session import Slots
 from sesttune.search.space_file import parse_space
 
 SPACE = {
@@ -59,6 +60,17 @@ def test_nothing_is_measured_on_a_cpu(tmp_path: Path) -> None:
     assert run.config.training.compile == settings["config"]["training"]["compile"] == "none"
     assert kept["compiling"] is None
     assert "compil" not in printed
+
+
+def test_a_machine_with_gpus_that_cannot_compile_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_machine", lambda config: Slots(1.0, gpus=1.0, concurrent=1))
+    monkeypatch.setattr(module, "missing", lambda: "a C++ compiler")
+    run, printed, kept, _ = planned(tmp_path)
+    assert run.config.training.compile == "none"
+    assert kept["compiling"] == "training.compile=none: this machine has not got a C++ compiler"
+    assert kept["compiling"] in printed
 
 
 @pytest.mark.slow

@@ -45,4 +45,9 @@ def fastest_add_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> AddNorm:
 
 def _has_kernels(device: torch.device) -> bool:
     """Triton comes with torch for CUDA on Linux, and compiles what launches its kernels."""
-    return device.type == "cuda" and not missing() and bool(importlib.util.find_spec("triton"))
+    if device.type != "cuda":
+        return False
+    lacking = missing() or (None if importlib.util.find_spec("triton") else "Triton")
+    if lacking is not None:
+        log.warning("the encoder goes on without its own kernel, for want of %s", lacking)
+    return lacking is None

@@ -21,13 +21,11 @@ MODES = ("default", "reduce-overhead")
 
 
 def modes_to_try(config: Config, gpus: float) -> tuple[str, ...]:
-    """The modes that may pay for trials on `gpus` GPUs: none without one or without a compiler.
+    """The modes that may pay for trials on `gpus` GPUs: none without one.
 
     On a CPU trials were slower for it (docs/performance.md).
     """
-    from sesttune.compiler import missing
-
-    if not gpus or missing() is not None:
+    if not gpus:
         return ()
     return MODES if config.training.accumulate_grad_batches == 1 else MODES[:1]
 

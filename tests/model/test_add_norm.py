@@ -57,6 +57,10 @@ def test_without_the_kernel_the_encoder_goes_on_and_says_so(
 ) -> None:
     norm = norm_of(64)
     assert fastest_add_norm(norm, torch.float32) is add_norm
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(module, "missing", lambda: "a C++ compiler")
+        assert not module._has_kernels(torch.device("cuda"))
+    assert "the encoder goes on without its own kernel, for want of a C++ compiler" in caplog.text
     monkeypatch.setattr(module, "_has_kernels", lambda device: True)
     monkeypatch.setitem(sys.modules, "sesttune.model.add_norm_kernel", None)  # fails to import
     with caplog.at_level(logging.WARNING):

@@ -49,7 +49,6 @@ def test_no_mode_is_tried_without_a_gpu() -> None:
     assert modes_to_try(load_config(), gpus=0.0) == ()
 
 
-@pytest.mark.skipif(missing() is not None, reason=f"no {missing()}")
 def test_modes_are_tried_for_trials_on_gpus_that_this_machine_need_not_have() -> None:
     assert modes_to_try(load_config(), gpus=0.5) == ("default", "reduce-overhead")
     several = load_config(["training.accumulate_grad_batches=2"])
