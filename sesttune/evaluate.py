@@ -166,8 +166,10 @@ def _cell_eval(
     table.add_column("metric")
     for context in found:
         table.add_column(context, justify="right")
-    for metric in next(iter(found.values())):
-        table.add_row(metric, *(f"{means[metric]:.4g}" for means in found.values()))
+    # cell-eval leaves a metric out of a context that it cannot compute it in.
+    for metric in dict.fromkeys(name for means in found.values() for name in means):
+        values = (means.get(metric) for means in found.values())
+        table.add_row(metric, *("-" if value is None else f"{value:.4g}" for value in values))
     return table
 
 

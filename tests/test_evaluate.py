@@ -70,7 +70,7 @@ def test_a_trial_is_shown_beside_the_baselines_and_against_another(
     loss = scores[scores["predictor"] == "model"]["loss"].mean()
     assert float(row(shown, "model")[1]) == pytest.approx(loss, rel=1e-3)
     assert len(row(shown, "beta")) == 7, "a table by cell type"
-    assert "6 of 6 perturbations (e.g. 'P0') bear the name of no gene" in shown
+    assert "6 of 6 perturbations (e.g. 'P0') bear the name of none of the genes" in shown
     assert f"against {poor}: better beyond noise (loss" in shown
     assert "against perturbation_mean: worse beyond noise" in shown
 

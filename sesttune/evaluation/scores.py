@@ -1,8 +1,8 @@
 """Score predictors on the held-out conditions of a split, all on the same cell sets.
 
 One fixed cell set a condition, those of the validation during training, so the loss of a model is
-the `val_loss` that its trial reported. Predicted effects are taken from these sets, real ones
-from all cells of the condition (at most `CELLS_OF_MEAN`).
+the `val_loss` that its trial reported (of one in bfloat16 to four digits). Predicted effects
+are taken from these sets, real ones from all cells of the condition (at most `CELLS_OF_MEAN`).
 """
 
 from collections.abc import Mapping
@@ -90,8 +90,8 @@ def genes_not_left_out(data: TrialData, split: str) -> str | None:
     if not kept:
         return None
     return (
-        f"{len(kept)} of {len(names)} perturbations (e.g. '{kept[0]}') bear the name of no gene, "
-        "in var's index or a column: discrimination does not leave their own gene out"
+        f"{len(kept)} of {len(names)} perturbations (e.g. '{kept[0]}') bear the name of none of "
+        "the genes compared, in var's index or a column: discrimination leaves no gene out for them"
     )
 
 
