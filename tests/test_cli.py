@@ -140,8 +140,9 @@ def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
     settings = write_settings(tmp_path)
     call = ["-m", "sesttune.sweep", "--config", str(settings), "name=s", "sweep.space=quick"]
     long = ["training.max_steps=100000", "training.early_stopping=false", "sweep.num_trials=2"]
+    long += ["training.batch_size=4", "training.val_check_interval=500"]
     with subprocess.Popen(
-        [sys.executable, "-u", *call, *long, "training.batch_size=4"],
+        [sys.executable, "-u", *call, *long],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -150,8 +151,9 @@ def test_a_sweep_that_is_told_to_stop_lets_trials_save_and_says_how_to_go_on(
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     ) as sweep:
         trial = tmp_path / "outputs" / "s" / "trials" / "001"
-        while sweep.poll() is None and len(read_metrics(trial)) < 2:
+        while sweep.poll() is None and not read_metrics(trial):
             time.sleep(0.2)
+        time.sleep(1)  # the line is there before it is reported, and a report stops the trial
         before = len(read_metrics(trial))
         for _ in range(2):  # a terminal that closes, by the kernel and by the shell
             os.killpg(sweep.pid, signal.SIGHUP)

@@ -34,7 +34,7 @@ class CsrArrays(Protocol):
 class Buffers:
     """Arrays that are used again once nobody holds them or a part of them.
 
-    A batch at the plan's size is 148 MB; fresh from the system its pages cost three times what
+    A batch at the default sizes is 148 MB; fresh from the system its pages cost three times what
     filling them does.
     """
 
@@ -171,11 +171,11 @@ def dense(
 
 def expression(values: Tensor, factor: Tensor, kind: Kind) -> Tensor:
     """log1p expression float32 of stored values; `factor` is that of each one's cell, if raw."""
-    values = unsigned(values).float()
+    values = unsigned(values)
     if kind is Kind.LOG1P:
-        return values
-    logs = (values * factor).log1p_()
-    return logs if kind is Kind.RAW else torch.where(factor > 0, logs, values)
+        return values.float()
+    logs = (values * factor).log1p_()  # of counts times float32, float32
+    return logs if kind is Kind.RAW else torch.where(factor > 0, logs, values.float())
 
 
 def gather(store: CsrArrays, rows: np.ndarray, pin: bool) -> CsrRows:
