@@ -2,10 +2,10 @@
 
     python benchmarks/schedule.py [--repeats 50] [--gpus 8] [--out FOLDER]
 
-Every policy has the same 84 candidates, the plan's grid. Cost is what had been spent until the loss
-of the incumbent (the trial with the lowest validation so far, measured without its noise) was and
-stayed within 1 % of what the full grid ends with: optimizer steps, GPU-hours of the GPUs that were
-busy, and wall-clock. Regret is how far above that a policy is.
+Every policy has the same 84 candidates, 3 batch sizes × 4 budgets × 7 learning rates. Cost is what
+had been spent until the loss of the incumbent (the trial with lowest validation so far, measured
+without its noise) was and stayed within 1 % of what the full grid ends with: optimizer steps,
+GPU-hours of the GPUs that were busy, and wall-clock. Regret is how far above that a policy is.
 """
 
 import argparse

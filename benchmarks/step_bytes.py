@@ -1,6 +1,6 @@
 """What a GPU would read and write in a step, by part: counted on a CPU, not measured.
 
-    python benchmarks/step_bytes.py                    # the plan's sizes
+    python benchmarks/step_bytes.py                    # the default sizes
     python benchmarks/step_bytes.py --expressed 3000   # sparser cells than the VCC data's
 
 The second step under bfloat16 autocast, not compiled, with the loss in a GPU's pieces, by tensors

@@ -1,6 +1,6 @@
 """What each part of a step costs on a CPU, with and without what makes it cheaper.
 
-    python benchmarks/step_parts.py            # the plan's sizes; minutes
+    python benchmarks/step_parts.py            # the default sizes; minutes
     python benchmarks/step_parts.py --compile  # also torch.compile of the head
 
 Each variant runs in a process of its own (the C library's settings cannot be taken back), in turn

@@ -1,6 +1,6 @@
 """What a step costs on a GPU, computed in several ways: which of them is worth its complexity.
 
-    python benchmarks/step_variants.py                 # the plan's sizes; needs a GPU
+    python benchmarks/step_variants.py                 # the default sizes; needs a GPU
     python benchmarks/step_variants.py --only bf16     # variants whose name has this in it
 
 A loop without Lightning and without data, so what `train_step.py` takes more is theirs. For each

@@ -20,7 +20,7 @@ PERTURBATIONS, BATCHES, CONTROL, EMBED_KEY = 150, 4, "non-targeting", "X_embeddi
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Options for the sizes of the data and of a batch; defaults are the plan's."""
+    """Options for the sizes of the data and of a batch; defaults are sesttune's."""
     parser.add_argument("--cells", type=int, default=20_000, help="default: %(default)s")
     parser.add_argument("--genes", type=int, default=18_080, help="default: %(default)s")
     parser.add_argument("--expressed", type=int, default=3_000, help="genes of a cell: %(default)s")

@@ -1,15 +1,15 @@
-"""How fast a trial trains, beside the plan's loop written straightforwardly.
+"""How fast a trial trains, beside a plain loop written straightforwardly.
 
-    python benchmarks/train_step.py                       # the plan's sizes, CPU or GPU as found
+    python benchmarks/train_step.py                       # the default sizes, CPU or GPU as found
     python benchmarks/train_step.py --cells 221273        # as many cells as the VCC data
     python benchmarks/train_step.py --expressed 8400      # their density
     python benchmarks/train_step.py --compile none default reduce-overhead --precision 32 bf16
 
 Writes synthetic cells to an h5ad file, builds the store from it, and prints steps/s of
 `run_trial` (validation and checkpoints are in its wall-clock, not in steps/s) against a loop
-that, as the plan's did, reads every control and perturbed row of a step from HDF5, encodes
-the controls by an MLP 18,080 -> 1,024 -> 512 in the loop, and trains the same head with the
-same loss by its formula, in float32.
+that reads every control and perturbed row of a step from HDF5, encodes the controls by an MLP
+18,080 -> 1,024 -> 512 in the loop, and trains the same head with the same loss by its formula, in
+float32.
 
 Both train in processes of their own, in turn, so that neither has the other's memory settings.
 """
@@ -39,7 +39,7 @@ from sesttune.model.st_head import HeadConfig, STHead
 from sesttune.training.records import read_metrics, read_trial
 from sesttune.training.trial import run_trial
 
-BASELINE, OURS = "the plan's loop", "sesttune"
+BASELINE, OURS = "plain loop", "sesttune"
 FIGURES = ("steps/s", "cells/s", "waiting, %", "TFLOP/s", "peak GiB", "startup, s")
 
 
@@ -139,7 +139,7 @@ def ours(folder: Path, precision: str, mode: str) -> dict[str, float]:
 
 
 def baseline(folder: Path) -> dict[str, float]:
-    """The plan's loop: HDF5 rows, an encoder MLP in the loop, the loss by its formula."""
+    """The plain loop: HDF5 rows, an encoder MLP in the loop, the loss by its formula."""
     config, manifest = read_job(folder)
     data, kwargs = TrialData(manifest), config.model.kwargs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

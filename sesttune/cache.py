@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("action", choices=("list", "verify", "prune"))
     parser.add_argument("--cache-dir", default=DataConfig().cache_dir, help="default: %(default)s")
     parser.add_argument(
-        "--older-than", type=float, default=30, metavar="DAYS", help="prune: %(default)s"
+        "--older-than", type=float, default=30, metavar="DAYS", help="prune: unused for %(default)s"
     )
     parser.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
     args = parser.parse_args(argv)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="SHARE",
         help="least share of the file's genes the encoder must know: %(default)s",
     )
-    parser.add_argument("--seed", type=int, default=0, help="filler genes: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="draw of filler genes: %(default)s")
     args = parser.parse_args(argv)
     args.input, args.output = args.input.expanduser(), args.output.expanduser()
     check_output(args.output, (".h5ad", ".npy"))

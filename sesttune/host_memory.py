@@ -1,7 +1,7 @@
 """Memory of the host: keep what a step frees for the next one, and what the store takes.
 
 glibc gives large blocks back to the kernel at once and gets them again page by page, zeroed.
-A training step frees and allocates gigabytes: at the plan's size that is a tenth of its time,
+A training step frees and allocates gigabytes: at the default sizes that is a tenth of its time,
 and so it is of an encoder's pass (docs/performance.md).
 """
 

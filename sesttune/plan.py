@@ -9,7 +9,7 @@ from sesttune.sweep import add_search_arguments, start
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan of a sweep: trials, rungs, GPU-hours, wall-clock and disk."""
+    """Prepare the data and print the plan of a sweep: trials, rungs, GPU-hours, time and disk."""
     parser = argparse.ArgumentParser("sesttune plan", description=main.__doc__)
     add_search_arguments(parser)
     return start(parser.parse_intermixed_args(argv), dry_run=True)

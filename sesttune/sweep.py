@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     add_search_arguments(parser)
     parser.add_argument("--resume", metavar="NAME", help="continue an interrupted sweep")
     parser.add_argument(
-        "--dry-run", action="store_true", help="prepare the data and print the plan, no more"
+        "--dry-run", action="store_true", help="prepare (and encode) the data, print the plan"
     )
     args = parser.parse_intermixed_args(argv)
     return start(args, args.dry_run) if args.resume is None else _resume(args)
@@ -48,7 +48,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-start", metavar="NAME", help="learn from an earlier sweep and continue its best"
     )
     parser.add_argument(
-        "--time-budget", metavar="8h", help="wall-clock limit; with --resume a new one in all"
+        "--time-budget", metavar="8h", help="wall-clock limit, from the sweep's beginning"
     )
     add_config_arguments(parser)
 

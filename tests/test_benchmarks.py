@@ -57,8 +57,8 @@ def test_the_training_benchmark_runs_and_compares() -> None:
         assert named["steps/s"] > 0
         assert named["TFLOP/s"] > 0
         assert 0 <= named["waiting, %"] <= 100
-    assert rows["the plan's loop"][names.index("TFLOP/s")] == "-"
-    assert "sesttune bf16 none / the plan's loop, steps/s: " in done.stdout
+    assert rows["plain loop"][names.index("TFLOP/s")] == "-"
+    assert "sesttune bf16 none / plain loop, steps/s: " in done.stdout
 
 
 def test_the_benchmark_of_dense_rows_counts_each_way_to_read_them() -> None:

@@ -1,7 +1,7 @@
 """Every setting of sesttune, with its type, its default and what it does.
 
-The tree mirrors the public `state tx train` keys (`data.kwargs.*`,
-`model.kwargs.*`, `training.*`), so that existing command lines run as they are.
+The tree mirrors that of the public `state tx train` (`data.kwargs.*`, `model.kwargs.*`,
+`training.*`); a public key that is not here is refused.
 Validated once by `sesttune.config.load`; everything behind it trusts the values.
 """
 
@@ -17,7 +17,9 @@ class DataKwargs:
     batch_col: str = "batch_var"
     pert_col: str = "target_gene"
     cell_type_key: str = "cell_type"
+    """These three name columns of obs, in every file."""
     control_pert: str = "non-targeting"
+    """What control cells have in `pert_col`."""
     num_workers: int = 8
     """Threads that read the store ahead of the training loop; 0 reads in the loop."""
     store_location: str = "auto"
@@ -52,9 +54,10 @@ class ModelKwargs:
     pert_dim: int | None = 5_120
     """Width of a feature vector, checked against the data; null takes the data's."""
     hidden_dim: int = 672
-    """Width of the ST head; 672 gives the 48.9M parameters. A multiple of `n_heads`."""
+    """Width of the ST head; 672 gives 50.0M parameters with SE-600M. A multiple of `n_heads`."""
     n_layers: int = 4
     n_heads: int = 8
+    """Of the head's set transformer, as `n_layers`."""
     dropout: float = 0.1
     st_cell_set_len: int = 128
     """Cells in a cell set."""
@@ -80,6 +83,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     max_steps: int = 40_000
+    """Optimizer steps."""
     batch_size: int = 16
     """Cell sets per forward pass; times `accumulate_grad_batches` per step."""
     lr: float = 1e-4
@@ -92,22 +96,28 @@ class TrainingConfig:
     lr_final_frac: float = 0.0
     """Where `cosine` and `wsd` end, as a share of lr."""
     weight_decay: float = 0.0
+    """Decoupled (AdamW); 0 is Adam."""
     ema_decay: float | None = None
     """Validate and keep an average of the weights with this decay a step, e.g. 0.999."""
     val_check_interval: int = 500
     """Optimizer steps between validations."""
     early_stopping: bool = True
+    """False: patience stops no trial."""
     patience: int = 10
     """Validations without improvement before a trial stops."""
     min_delta: float = 0.0
     """Improvement smaller than this does not count."""
     ckpt_every_n_steps: int = 5_000
+    """Steps between the checkpoints `step=N.ckpt`."""
     checkpoint_budget_gb: float = 1.5
     """Disk of a trial's checkpoints; `best`, `last` and as many periodic ones as fit are kept."""
     log_every_n_steps: int = 50
+    """Steps between looks at the running loss, whether it is NaN."""
     gradient_clip_val: float | None = None
+    """Largest norm of the gradient; null clips nothing."""
     accumulate_grad_batches: int = 1
     train_seed: int = 42
+    """Of weights, dropout and all cell sets, and of what `val_fraction` holds out."""
     replicate: int = 0
     """Which draw of initial weights, dropout and cell sets; validation sets are those of 0."""
     precision: str = "auto"
@@ -134,6 +144,7 @@ class SweepConfig:
     gpus_per_trial: int | float | str = 1.0
     """Share of a GPU a trial takes, or `auto` to measure how many fit; ignored without GPUs."""
     cpus_per_trial: float = 1.0
+    """Cores of a trial; on a CPU it computes with as many threads."""
     asha: bool = True
     """Stop poor trials early."""
     grace_period: int | None = None
@@ -162,8 +173,9 @@ class SweepConfig:
     warm_start: str | None = None
     """Name of an earlier sweep on the same data, to learn from and to continue trials of."""
     seed: int = 42
+    """Of the points that are proposed."""
     address: str | None = None
-    """An existing Ray cluster; null starts one on this machine."""
+    """An existing Ray cluster; null is $RAY_ADDRESS, else one is started on this machine."""
 
     @property
     def gpu_share(self) -> float:
@@ -176,6 +188,7 @@ class TrackingConfig:
     uri: str | None = None
     """MLflow store; null is $MLFLOW_TRACKING_URI, else SQLite in `output_dir`."""
     experiment: str = "sesttune"
+    """MLflow experiment that the runs are in."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The SE embedding of every control cell, computed once and memory-mapped by all trials.
 
-SE-600M costs about 2.4 TFLOP a cell: encoding the 2,048 controls of a step inside
-the loop could not pass 0.2 steps/s on any GPU. Perturbed cells are targets and
+SE-600M costs about 2 TFLOP a cell: encoding the 2,048 controls of a step inside the loop
+would take a GPU of 1 PFLOP/s, fully used, 4 s a step. Perturbed cells are targets and
 are never encoded. Cells are encoded from their file with all of its genes, so a
 row here equals the row `sesttune encode` writes for the same cell.
 

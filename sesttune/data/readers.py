@@ -1,8 +1,9 @@
 """Where the data of a trial lie while it trains, chosen from free memory, and how batches are made.
 
 - on a GPU that has room, the whole store lies in its memory, and a batch is made there from a few
-  kB of row numbers: of rows compressed as on disk (4 bytes a stored value), or with their zeros
-  where that is hardly more (2 bytes a gene), which a batch is then copied from in order;
+  kB of row numbers: of rows compressed as on disk (4 bytes a stored count), or with their zeros
+  where that is hardly more (2 bytes a gene), which a batch is then copied from in order; log1p
+  values take 2 bytes more;
 - on a GPU without room, threads gather compressed rows into page-locked memory, and they
   are copied and made dense on the device without waiting;
 - on a CPU, threads make dense rows from the mapped files.

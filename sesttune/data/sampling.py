@@ -81,7 +81,10 @@ class ControlPool:
 
 
 class CellSetSampler:
-    """The training sets of one seed, in order."""
+    """The training sets of one seed, in order.
+
+    Raises UserError where no condition is for training.
+    """
 
     def __init__(self, data: TrialData, set_len: int, seed: int) -> None:
         conditions = data.conditions("train")
@@ -147,7 +150,10 @@ class CellSetSampler:
 
 
 def fixed_sets(data: TrialData, split: str, set_len: int, seed: int) -> CellSets:
-    """One set per condition of `split`, always the same: what validation is measured on."""
+    """One set per condition of `split`, always the same: what validation is measured on.
+
+    Raises UserError where there is no such condition.
+    """
     conditions: Sequence[Condition] = data.conditions(split)
     if not conditions:
         raise UserError(f"the split file has no {split} condition")

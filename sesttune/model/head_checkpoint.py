@@ -84,7 +84,10 @@ def export_head(folder: Path, head: STHead, about: dict[str, Any]) -> dict[str, 
 
 
 def import_head(folder: Path) -> tuple[STHead, dict[str, Any]]:
-    """The head that `export_head` wrote, in eval mode, and what was said about it."""
+    """The head that `export_head` wrote, in eval mode, and what was said about it.
+
+    Raises UserError where `folder` holds none, or a damaged one.
+    """
     about = read_about(folder)
     try:
         head = STHead(HeadConfig(**about["head"]))

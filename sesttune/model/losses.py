@@ -105,7 +105,7 @@ class _EnergyDistance(torch.autograd.Function):
 def _tf32_suffices(predicted: Tensor) -> bool:
     """Whether a step's products may round their factors to 11 bits: these come rounded to 8.
 
-    At the plan's sizes they are 47 GFLOP, which a GPU's tensor cores do not take in float32.
+    At the default sizes they are 47 GFLOP, which a GPU's tensor cores do not take in float32.
     Rounded once and alike in all products, cells still have distances of points.
     """
     return predicted.is_cuda and predicted.dtype == torch.bfloat16

@@ -2,7 +2,7 @@
 
 Two things carry over: its results, for the searcher to learn from, and its trainings: a trial whose
 settings are those of an earlier one but for max_steps goes on from that one's last checkpoint.
-So the plan's stages (5,000 steps, 20,000, 40,000) each continue the one before.
+So stages (5,000 steps, 20,000, 40,000) each continue the one before.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What happens around the optimizer steps: validate, save, report, stop.
 
-At every `val_check_interval` the order is: validation, best checkpoint, last checkpoint,
+At every `val_check_interval` the order is: validation, last checkpoint, best checkpoint,
 metrics line, report. A kill between any two loses at most one interval and leaves
 no line twice, because the last checkpoint carries the line that follows it. The files are
 written by the saver's thread; the report is made by the loop once it has written them.

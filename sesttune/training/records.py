@@ -25,8 +25,8 @@ class TrialRecord:
     """One trial: its searched parameters, where it stands, and why it stopped.
 
     `status` is `pending`, `running`, `done` (reached max_steps), `stopped` (patience,
-    ASHA) or `failed`; `stop_reason` says which in words. `facts` is what was found out on the
-    way: where the data lie, a batch made smaller for want of memory.
+    ASHA, a limit of the sweep) or `failed`; `stop_reason` says which in words. `facts` is what was
+    found out on the way: where the data lie, a batch made smaller for want of memory.
     """
 
     id: str

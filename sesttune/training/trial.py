@@ -55,7 +55,8 @@ def run_trial(
     `report` gets each validation's metrics as a dict (see `callbacks`). `started`: when the trial
     was asked for (seconds since the epoch), where that was before this call. Continues from the
     folder's own last checkpoint where there is one, else from `model.checkpoint` where that
-    is set. Raises UserError for a checkpoint that cannot be continued, a full disk, and a
+    is set. Raises UserError for settings that this machine cannot follow (no GPU, no compiler, no
+    room on the device for the store), a checkpoint that cannot be continued, a full disk, and a
     device too small for one cell set.
     """
     known = read_trial(folder)
