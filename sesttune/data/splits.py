@@ -141,12 +141,12 @@ def _nothing_to_train_on(path: Path) -> str:
 
 def _hold_out(splits: dict[Condition, str], path: Path, fraction: float, seed: int) -> str:
     trained = sorted({c[2] for c, split in splits.items() if split == "train"})
-    count = max(1, round(fraction * len(trained)))
-    if count >= len(trained):
+    if len(trained) < 2:
         raise UserError(
             f"{path}: {len(trained)} training perturbation cannot be split into training and "
             "validation; name validation perturbations in [fewshot]"
         )
+    count = min(max(1, round(fraction * len(trained))), len(trained) - 1)
     chosen = set(np.random.default_rng(seed).choice(trained, count, replace=False).tolist())
     for condition, split in splits.items():
         if split == "train" and condition[2] in chosen:

@@ -68,7 +68,7 @@ class Rungs:
 
     def __init__(self, steps: Iterable[int], eta: int, pausing: bool = False) -> None:
         self.eta, self.pausing = eta, pausing
-        self.recorded: dict[int, dict[str, float]] = {rung: {} for rung in sorted(steps)}
+        self.recorded: dict[int, dict[str, float]] = {rung: {} for rung in steps}
         self._sorted: dict[int, list[float]] = {rung: [] for rung in self.recorded}
 
     def report(self, report: Report) -> Stop | None:

@@ -43,12 +43,16 @@ class Constraint:
     def holds(self, settings: Mapping[str, Any]) -> bool:
         """Whether `settings`, a value for each of `keys`, satisfy it.
 
-        One about a setting that is null (off) holds: there is nothing to limit.
+        One about a setting that is null (off) holds: there is nothing to limit. One that divides by
+        zero does not.
         """
         named = {key.rpartition(".")[2]: settings[key] for key in self.keys}
         if any(value is None for value in named.values()):
             return True
-        return bool(_value(ast.parse(self.text, mode="eval").body, named))
+        try:
+            return bool(_value(ast.parse(self.text, mode="eval").body, named))
+        except ZeroDivisionError:
+            return False
 
 
 def parse_constraint(text: object, known: Sequence[str], where: str) -> Constraint:
@@ -82,7 +86,7 @@ def parse_constraint(text: object, known: Sequence[str], where: str) -> Constrai
             )
     if not names:
         raise UserError(f"{where}: '{text}' names no setting")
-    return Constraint(plain, tuple(dict.fromkeys(names)))
+    return Constraint(plain, tuple(names))
 
 
 def _readable(node: ast.AST) -> bool:
@@ -100,11 +104,8 @@ def _value(node: ast.expr, named: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.UnaryOp):
         return -_value(node.operand, named)
     if isinstance(node, ast.BinOp):
-        try:
-            left, right = _value(node.left, named), _value(node.right, named)
-            return _ARITHMETIC[type(node.op)](left, right)
-        except ZeroDivisionError:
-            return float("nan")  # no comparison with it holds
+        left, right = _value(node.left, named), _value(node.right, named)
+        return _ARITHMETIC[type(node.op)](left, right)
     assert isinstance(node, ast.Compare), "parse_constraint lets nothing else through"
     try:
         sides = [_value(side, named) for side in (node.left, *node.comparators)]

@@ -213,5 +213,4 @@ def _covers(trunk: TrialState, steps: int) -> bool:
 
     A trial of this sweep; what is of an earlier one becomes this one's own.
     """
-    ended = trunk.reason in (PATIENCE, NAN) or trunk.step >= steps
-    return not trunk.earlier and (ended or trunk.budget >= steps)
+    return not trunk.earlier and steps <= max(trunk.step, trunk.budget)

@@ -146,16 +146,15 @@ def _swings(lines: Sequence[Line], window: int, stop_reason: str | None) -> str 
 def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
     """The evidence that validation got worse while training went on, or None."""
     last = lines[-1]
-    risen = last["val_loss"] / best["val_loss"] - 1
+    risen = last["val_loss"] / best["val_loss"] - 1 if best["val_loss"] else 0.0
     # Not ">": train_loss is nan at step 0, where there is nothing to compare with.
     train_fell = not last["train_loss"] > (1 - CHANGE) * best["train_loss"]
-    if best is not last and risen >= RISE and train_fell:
+    if risen >= RISE and train_fell:
         return (
             f"val_loss rose {100 * risen:.1f} % from its best {best['val_loss']:.4g} at step "
             f"{_at(best)} to {last['val_loss']:.4g}, train_loss is {last['train_loss']:.4g}"
         )
-    flat = len(lines) == 1 or fell < CHANGE
-    if flat and last["val_loss"] >= GAP * last["train_loss"]:
+    if fell < CHANGE and last["val_loss"] >= GAP * last["train_loss"]:
         return (
             f"train_loss {last['train_loss']:.4g}, but val_loss {last['val_loss']:.4g}; "
             f"the best is that of step {_at(best)}"
@@ -165,7 +164,7 @@ def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
 
 def _learnt_little(lines: Sequence[Line], best: Line, baseline: float | None) -> str | None:
     last, first = lines[-1], lines[0]
-    together = abs(last["val_loss"] / last["train_loss"] - 1) <= TOGETHER
+    together = abs(last["val_loss"] - last["train_loss"]) <= TOGETHER * last["train_loss"]
     both = f"train_loss {last['train_loss']:.4g} and val_loss {last['val_loss']:.4g} are both high"
     if not together:
         return None
@@ -178,7 +177,7 @@ def _learnt_little(lines: Sequence[Line], best: Line, baseline: float | None) ->
 
 
 def _bottleneck(lines: Sequence[Line]) -> str | None:
-    trained = [line for line in lines if line["step"] > 0 and line.get("steps_per_s", 0.0) > 0]
+    trained = [line for line in lines if line.get("steps_per_s", 0.0) > 0]
     if not trained:
         return None
     rate = statistics.median(line["steps_per_s"] for line in trained)

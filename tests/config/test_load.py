@@ -118,6 +118,19 @@ def test_precedence_base_file_overrides(tmp_path: Path) -> None:
         ("sweep.seed=-1", r"sweep.seed=-1 must be in .0, 2\^31\)"),
         (f"sweep.seed={2**31}", r"sweep.seed=2147483648 must be in .0, 2\^31\)"),
         ("sweep.rungs=[]", "write null for the usual"),
+        ("sweep.rungs=[200, 100]", r"sweep.rungs=\[200, 100\] must be whole numbers above 0, each"),
+        ("sweep.rungs=[100, 100]", "each above the last"),
+        ("sweep.extend_to=[0, 100]", r"sweep.extend_to=\[0, 100\] must be whole numbers above 0"),
+        ("sweep.gpus_per_trial=1.5", "a trial computes on one GPU"),
+        ("sweep.gpus_per_trial=all", "must be a number, or auto"),
+        ("data.kwargs.val_fraction=1", "must be between 0 and 1"),
+        ("data.kwargs.val_fraction=0", "must be between 0 and 1"),
+        ("model.kwargs.se_min_matched=1.1", r"must be in \[0, 1\]"),
+        ("model.kwargs.dropout=1", r"must be in \[0, 1\)"),
+        ("training.ema_decay=1", r"must be in \(0, 1\); write null for no average"),
+        ("training.lr_decay_frac=0", r"must be in \(0, 1\]"),
+        ("training.lr_final_frac=1.1", r"must be in \[0, 1\]"),
+        ("name=.hidden", "plain folder name"),
         ("sweep.target_val_loss=nan", "must be a finite number"),
         ("training.lr='${nope}'", "training.lr: .*nope"),
         ("training.max_steps=0500", "training.max_steps: .* '0500' .*without a leading 0"),
@@ -129,6 +142,25 @@ def test_bad_overrides_are_one_line_that_names_the_key(override: str, message: s
     with pytest.raises(UserError, match=message) as caught:
         load_config([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sweep.extend_to=[]",
+        "sweep.gpus_per_trial=1",
+        "model.kwargs.se_min_matched=0",
+        "model.kwargs.se_min_matched=1",
+        "model.kwargs.dropout=0",
+        "training.lr_decay_frac=1",
+        "training.lr_final_frac=0",
+        "training.lr_final_frac=1",
+        f"sweep.seed={2**31 - 1}",
+        f"name={'a' * 200}",
+    ],
+)
+def test_the_ends_of_what_is_allowed_are_allowed(override: str) -> None:
+    load_config([override])
 
 
 def test_text_is_taken_as_it_was_written() -> None:
@@ -223,6 +255,7 @@ def test_overrides_of_a_config_give_it_again() -> None:
         "model.kwargs.pert_dim": None,
         "model.checkpoint": "a: b # c",
         "data.kwargs.embed_key": "null",
+        "data.kwargs.batch_col": "'in quotes'",
         "data.kwargs.control_pert": "[('DMSO', 0.0)]",
         "sweep.extend_to": [50, 60],
         "name": "001",

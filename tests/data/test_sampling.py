@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from helpers.tiny_data import MeanEncoder, write_tiny
 from sesttune.config.load import load_config
 from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import HostReader
-from sesttune.data.sampling import CellSets, CellSetSampler, fixed_sets
+from sesttune.data.sampling import CellSets, CellSetSampler, ControlPool, draw, fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
 
 
@@ -134,3 +136,34 @@ def test_an_error_in_a_reader_thread_reaches_the_loop(
     with pytest.raises(OSError, match="the disk is gone"):
         next(reading)
     reading.close()
+
+
+def test_an_epoch_goes_through_its_conditions_in_no_order(data: TrialData) -> None:
+    sampler = CellSetSampler(data, 2, seed=0)
+    codes = sampler.next_sets(sampler.sets_per_epoch).pert_codes
+    assert np.count_nonzero(np.diff(codes)) > len(codes) / 2  # one after another: 8 of 44
+
+
+def test_which_controls_a_set_gets_is_drawn(data: TrialData) -> None:
+    pool, rows = ControlPool(data.store), data.conditions("train")[0].rows[None, :8]
+    one, again, other = (pool.pair(rows, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_a_cell_whose_batch_has_no_control_gets_one_of_its_context() -> None:
+    store = SimpleNamespace(
+        context=np.array([0, 0, 0, 1, 1, 1]),
+        batch=np.array([0, 0, 1, 1, 2, 1]),
+        names={"batch": ["a", "b", "c"]},
+        is_control=np.array([True, False, False, True, False, False]),
+    )
+    paired = ControlPool(store).pair(np.array([[1, 2, 4, 5]]), np.random.default_rng(0))
+    assert paired.tolist() == [[0, 0, 3, 3]]
+
+
+def test_cells_are_drawn_once_and_all_of_them_where_there_are_too_few() -> None:
+    rng = np.random.default_rng(0)
+    assert len(np.unique(draw(rng, np.arange(50), 40))) == 40
+    few = draw(rng, np.arange(20), 24)
+    assert (len(few), len(np.unique(few))) == (24, 20)

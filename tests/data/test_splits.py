@@ -192,6 +192,7 @@ def test_braces() -> None:
         (('"test"\n[few', '"tests"\n[few'), '"val" or "test"'),
         (("d.gamma", "d.gama"), "cell type 'gama'.*did you mean 'gamma'"),
         (('"P0"', '"P00"'), "perturbation 'P00'.*did you mean 'P0'"),
+        (('"P0"', '"p0 "'), "perturbation 'p0 '.*did you mean 'P0'"),
         (("[training]", "[trainig]"), r"unknown table \[trainig\]"),
         (('d = "train"', 'd = "test"'), 'must be "train"'),
         (('["P1"]', '["P0"]'), "in val and in test"),
@@ -216,3 +217,15 @@ def test_mistakes_are_named_in_one_line(
         assign_splits(read_split_file(path), CONDITIONS, 0.1, 0)
     assert "\n" not in str(caught.value)
     assert "split.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.16, 2), (0.5, 5), (0.99, 9)])
+def test_the_share_held_out_is_rounded_and_never_none(
+    tmp_path: Path, fraction: float, held_out: int
+) -> None:
+    file = read_split_file(write(tmp_path, '[datasets]\nd = "cells"\n[training]\nd = "train"\n'))
+    ten = [("d", "alpha", f"P{i}") for i in range(10)]
+    splits, _ = assign_splits(file, ten, fraction, 0)
+    assert list(splits.values()).count("val") == held_out
+    with pytest.raises(UserError, match="1 training perturbation cannot be split into training"):
+        assign_splits(file, ten[:1], fraction, 0)

@@ -10,6 +10,7 @@ from scipy import sparse
 from sesttune.config.schema import DataKwargs
 from sesttune.data.store_builder import SourceFile, build_store
 from sesttune.data.value_scale import ValueScale, scale_notes, unlike_training
+from sesttune.errors import UserError
 
 KWARGS = DataKwargs()
 
@@ -107,3 +108,22 @@ def test_a_file_without_values_has_no_scale() -> None:
     assert empty.decide("log1p") == "log1p"
     assert str(empty) == "log1p values"
     assert scale_notes([empty], 10_000.0) == []
+
+
+def test_values_that_are_not_what_they_are_said_to_be_are_refused() -> None:
+    large = ValueScale(Path("x.h5ad"))
+    large.add(sparse.csr_matrix(np.array([[0.5, 35.5]], np.float32)))
+    with pytest.raises(UserError, match=r"x.h5ad: X is neither whole counts .* value 35.5\)"):
+        large.decide("auto")
+    with pytest.raises(UserError, match="counts=log1p, but X has the value 35.5"):
+        large.decide("log1p")
+    assert large.decide("raw") == "raw"
+
+
+def test_the_scale_of_a_file_is_that_of_its_first_cells_and_yes_or_no_is_of_all() -> None:
+    found = ValueScale(Path("x.h5ad"))
+    for value in (0.5, 1.0):
+        found.add(sparse.csr_matrix(np.array([[value]], np.float32)))
+    found.decide("auto")
+    assert found.sum_of_a_cell(10_000.0) == pytest.approx(np.expm1(0.5))
+    assert not found.binary

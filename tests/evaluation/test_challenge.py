@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from sesttune.evaluation.challenge import challenge
 
@@ -31,3 +32,11 @@ def test_a_model_is_not_better_than_itself_and_one_condition_tells_nothing() -> 
     single = challenge(np.array([1.0]), np.array([9.0]))
     assert not single.better
     assert "too few" in str(single)
+
+
+def test_the_test_is_paired_and_two_sided() -> None:
+    found = challenge(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+    assert found.p_value == pytest.approx(0.0742, abs=1e-4)  # t = 2 sqrt 3, 2 degrees of freedom
+    assert not found.better
+    two = challenge(np.array([1.0, 2.0]), np.array([2.0, 4.0]))
+    assert two.p_value == pytest.approx(0.2048, abs=1e-4)

@@ -6,6 +6,7 @@ from sesttune.evaluation.metrics import (
     Moments,
     changed_genes,
     discrimination,
+    largest,
     mean_absolute_error,
     pearson_delta,
     top_overlap,
@@ -30,7 +31,9 @@ def test_pearson_delta_and_mae() -> None:
     a, b = rng.normal(size=50), rng.normal(size=50)
     assert pearson_delta(a, b) == pytest.approx(pearsonr(a, b).statistic)
     assert pearson_delta(a, -2 * a) == pytest.approx(-1)
-    assert np.isnan(pearson_delta(np.zeros(50), b))
+    for flat in (np.zeros(50), np.full(50, 0.1)):  # the mean of the latter is not quite 0.1
+        assert np.isnan(pearson_delta(flat, b))
+        assert np.isnan(pearson_delta(b, flat))
     assert mean_absolute_error(np.array([1.0, 3.0]), np.array([2.0, 1.0])) == 1.5
 
 
@@ -81,3 +84,22 @@ def test_discrimination_leaves_the_perturbed_gene_out() -> None:
         distance = np.abs(predicted[p, kept] - real[:, kept]).sum(1)
         by_hand.append(1 - (distance < distance[p]).sum() / 3)
     assert discrimination(predicted, real, targets).tolist() == pytest.approx(by_hand)
+
+
+def test_the_first_gene_is_a_target_too() -> None:
+    real = np.array([[-9.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
+    predicted = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
+    assert discrimination(predicted, real, np.array([-1, -1])).tolist() == [0.5, 1.0]
+    assert discrimination(predicted, real, np.array([0, -1])).tolist() == [1.0, 1.0]
+
+
+def test_genes_that_are_equal_come_in_their_order() -> None:
+    effect = np.tile([1.0, -2.0], 200)
+    ordered = [*range(1, 400, 2), *range(0, 400, 2)]
+    assert largest(effect, np.arange(400)).tolist() == ordered
+
+
+def test_few_cells_of_a_wide_spread_do_not_borrow_the_spread_of_the_controls() -> None:
+    few = Moments(np.array([1.0]), np.array([0.25]), 3)
+    controls = Moments(np.array([0.0]), np.array([1e-4]), 1_000)
+    assert len(changed_genes(few, controls)) == 0  # Welch's p is 0.07, Student's 1e-300

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -273,3 +275,13 @@ def test_energy_and_sinkhorn_equal_geomloss() -> None:
     assert torch.allclose(energy_distance(x, y), energy, rtol=1e-3)
     sinkhorn = geomloss.SamplesLoss("sinkhorn", blur=0.05)(x, y)
     assert torch.allclose(sinkhorn_divergence(x, y), sinkhorn, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["energy", "sinkhorn", "mse"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_model_that_has_diverged_has_no_loss_that_another_could_be_compared_with(name, value):
+    real = torch.rand(2, 4, 6)
+    for part in (slice(None), slice(1)):  # all cells, or one of them
+        predicted = torch.rand(2, 4, 6)
+        predicted[:, part] = value
+        assert not torch.isfinite(loss_function(name)(predicted, real)).any()

@@ -1,4 +1,5 @@
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,21 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, offset: int, siz
     torch.save({"w": Beyond()}, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="x.ckpt cannot be read"):
         read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_zip_that_is_not_what_torch_writes_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(4), "dtype": torch.float16}, tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt")["dtype"] is torch.float16
+    with zipfile.ZipFile(tmp_path / "x.ckpt") as saved:
+        entries = {name: saved.read(name) for name in saved.namelist()}
+
+    def written(more: dict[str, bytes], compression: int) -> Path:
+        with zipfile.ZipFile(tmp_path / "y.ckpt", "w", compression) as archive:
+            for name, content in (entries | more).items():
+                archive.writestr(name, content)
+        return tmp_path / "y.ckpt"
+
+    with pytest.raises(UserError, match="compressed zip file"):
+        read_checkpoint(written({}, zipfile.ZIP_DEFLATED))
+    with pytest.raises(UserError, match="not one PyTorch wrote"):
+        read_checkpoint(written({"other/data.pkl": b""}, zipfile.ZIP_STORED))

@@ -128,3 +128,34 @@ def test_genes_that_are_read_twice_are_counted() -> None:
     twice = match_genes(["e1", "e2", "e3"], {"symbol": ["A", "B", "A"]}, vocabulary)
     told = "known to the encoder, by var column 'symbol', 1 under a name that another has, too"
     assert twice.report == f"3 of 3 genes {told}"
+
+
+def test_values_are_counts_where_as_logarithms_they_would_be_more_than_cells_have() -> None:
+    rest = [0.0] * 16
+    logged = tokenize(counts([15.0, 1, 2, 3, *rest]), whole_match(), 6, 3, 0)  # of 3.3 million
+    assert logged.counts[0, 0] == pytest.approx(100 * 3 / 21)
+    raw = tokenize(counts([16.0, 1, 2, 3, *rest]), whole_match(), 6, 3, 0)  # of 8.9 million
+    values = np.log1p([16, 1, 2, 3])
+    assert raw.counts[0, 0] == pytest.approx(100 * values[3] / values.sum(), rel=1e-5)
+
+
+def test_entries_of_one_gene_are_summed() -> None:
+    twice = sparse.csr_matrix(
+        (np.array([1, 2, 1, 4], np.float32), np.array([0, 1, 1, 3]), np.array([0, 4])), (1, 20)
+    )
+    once = tokenize(counts([1.0, 3, 0, 4, *[0.0] * 16]), whole_match(), 6, 3, 0)
+    found = tokenize(twice, whole_match(), 6, 3, 0)
+    assert np.array_equal(found.counts, once.counts)
+    assert np.array_equal(found.ids, once.ids)
+
+
+def test_where_the_slots_are_as_many_as_the_known_genes_each_has_its_own() -> None:
+    cells = RNG.poisson(0.5, (30, 5)).astype(float)
+    cells[0] = 1
+    tokens = tokenize(counts(*cells.tolist()), whole_match(5), 6, 3, 0)
+    assert np.array_equal(np.sort(tokens.ids), np.tile(np.arange(10, 15), (30, 1)))
+
+
+def test_another_seed_draws_other_filler() -> None:
+    one, other = (tokenize(counts([1.0, *[0] * 19]), whole_match(), 11, 3, s) for s in (0, 1))
+    assert not np.array_equal(one.ids, other.ids)

@@ -138,6 +138,8 @@ def test_a_training_that_is_handed_over_is_recorded_once_and_judged_at_its_highe
         assert stop is not None
         assert (stop.rung, stop.value) == (10, 3.0)
         assert rungs.hand_over("unknown", "new") is None
+        middle = rungs.hand_over("b", "rest")
+        assert (middle is None) != pausing, "Ray's quantile of 1, 2, 3 is 2; half of them is one"
 
 
 def test_a_stop_names_its_rung_and_numbers():

@@ -1,7 +1,8 @@
 import pytest
 
 from sesttune.config.schema import SweepConfig
-from sesttune.search.budget import Spending
+from sesttune.search.budget import Spending, limit_reached
+from sesttune.training.records import TrialRecord, append_metrics, trial_folder, write_trial
 
 
 class Clock:
@@ -54,3 +55,14 @@ def test_each_limit_is_reached_at_its_own_measure(tmp_path, limits, within, beyo
         why = spending.exceeded(best)
         assert (why is not None) == expected
         assert not expected or f"sweep.{next(iter(limits))}" in why
+
+
+def test_what_a_sweeps_files_say_of_its_limits_is_that_of_the_best_validation(tmp_path):
+    limits = SweepConfig(target_val_loss=0.5)
+    assert limit_reached(tmp_path, limits) is None, "no trial yet"
+    folder = trial_folder(tmp_path, "001")
+    write_trial(TrialRecord("001", folder, {}))
+    for step, best in enumerate([0.9, 0.5]):
+        assert limit_reached(tmp_path, limits) is None
+        append_metrics(folder, {"step": step, "best_val_loss": best, "time": step})
+    assert "sweep.target_val_loss" in limit_reached(tmp_path, limits)

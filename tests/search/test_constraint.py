@@ -20,6 +20,9 @@ def parse(text):
         ("batch_size - 3 != accumulate_grad_batches", 5, 2, False),
         ("batch_size / 2 + 1 > -accumulate_grad_batches // 2", 1, 1, True),
         ("batch_size % accumulate_grad_batches == 0", 8, 0, False),
+        ("batch_size % accumulate_grad_batches != 1", 8, 0, False),
+        ("batch_size / accumulate_grad_batches >= 1", 8, 0, False),
+        ("training.batch_size * training.batch_size <= 64.5", 8, 1, True),
     ],
 )
 def test_arithmetic_and_comparisons_mean_what_they_mean_in_python(text, batch, accumulate, holds):
@@ -32,6 +35,8 @@ def test_a_setting_that_is_off_limits_nothing():
     assert constraint.keys == ("training.gradient_clip_val",)
     assert constraint.holds({"training.gradient_clip_val": None})
     assert not constraint.holds({"training.gradient_clip_val": 2.0})
+    of_two = parse("gradient_clip_val * batch_size <= 1")
+    assert of_two.holds({"training.gradient_clip_val": None, "training.batch_size": 8})
 
 
 @pytest.mark.parametrize("text", ["lr_schedule > 3", "lr_schedule + 2 <= 1", "-lr_schedule < 1"])

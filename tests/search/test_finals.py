@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from sesttune.search.finals import (
@@ -91,6 +93,7 @@ def test_a_finalist_that_diverges_with_another_seed_does_not_win():
         "diverged with 1 of 2 seeds",
         "diverged with 1 of 2 seeds",
     ]
+    assert [math.isnan(s.sd) for s in ranked] == [False, True, True]
     assert difference(*ranked[:2]) == "2 leads 1, which diverged with 1 of 2 seeds"
     assert difference(*ranked[1:]) == (
         "1 leads 3, which diverged with 1 of 2 seeds (1 diverged with 1 of 2 seeds)"
@@ -118,3 +121,32 @@ def test_one_remedy_a_sweep_and_of_the_leader_only():
     assert untried_remedy(trials, lambda t: change) is None
     lost = {"1": trial("1", 5.0, "nan"), "2": trial("2", 6.0, "nan")}
     assert untried_remedy(lost, lambda t: change)[0].id == "1", "where none has ended, NaN leads"
+
+
+def test_of_finalists_that_diverge_the_one_that_does_so_less_often_leads_then_the_better_one():
+    finals = [trial("1", 0.1), trial("2", 0.3), trial("3", 0.2)]
+    draws = [
+        draw(str(number), of, number % 2 + 1, 0.1, reason)
+        for number, (of, reason) in enumerate(
+            [("1", "nan"), ("1", "nan"), ("2", "nan"), ("2", "patience"), ("3", "nan")], start=4
+        )
+    ]
+    lost = trial("9", 0.1, "nan")  # a trial of the sweep, no draw of a finalist
+    assert [s.trial for s in standings(finals, [*draws, lost])] == ["3", "2", "1"]
+
+
+def test_the_test_is_welchs_which_does_not_take_the_spreads_for_one():
+    steady, wide = Standing("1", (1.0, 1.01, 0.99)), Standing("2", (1.15, 1.3, 1.5))
+    found = difference(steady, wide)  # Student's p is 0.036
+    assert found == "1 and 2 differ by noise only (1 ± 0.01 and 1.317 ± 0.18, p = 0.089)"
+
+
+def test_neither_a_repeat_nor_a_shared_training_nor_one_that_was_stopped_is_the_leader():
+    change = {"training.lr": 1e-5}
+    trials = {
+        "1": trial("1", 0.2, shares="2"),
+        "2": trial("2", 0.2),
+        "3": trial("3", 0.1, "asha: rung 5"),
+        "4": trial("4", 0.1, repeats="2"),
+    }
+    assert untried_remedy(trials, lambda t: change)[0].id == "2"

@@ -227,3 +227,20 @@ def test_a_space_that_the_settings_cannot_take_is_refused_before_a_folder_is_mad
     with pytest.raises(UserError, match="search space s.yaml"):
         TrialLedger(tmp_path, CONFIG, space)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_kill_what_had_a_gpu_comes_before_what_only_waited_for_one(tmp_path):
+    ledger = TrialLedger(tmp_path, CONFIG, SPACE)
+    waited, ran = ledger.next(), ledger.next()
+    update_trial(folder(ledger, ran), "running", None)
+    resumed = TrialLedger(tmp_path, CONFIG, SPACE)
+    assert [resumed.next().id, resumed.next().id] == [ran.id, waited.id]
+
+
+def test_what_closes_a_sweep_first_is_why_it_is_closed(tmp_path):
+    config = replace(CONFIG, sweep=replace(CONFIG.sweep, target_val_loss=0.5))
+    ledger = TrialLedger(tmp_path, config, SPACE)
+    job = ledger.next()
+    ledger.interrupt()
+    ledger.report(job.id, 10, 0.4)
+    assert ledger.closed == "interrupted"

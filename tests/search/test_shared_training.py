@@ -148,3 +148,17 @@ def test_trials_of_one_training_are_trained_once_and_each_is_reported(tmp_path):
     assert [line["step"] for line in ends[200].metrics()] == [0, 100, 200]
     assert ends[100].metrics()[-1]["best_val_loss"] == 1 / 101
     assert read_schedule(ends[100].folder)["shares"] == job.id
+
+
+@pytest.mark.parametrize(("status", "reason"), [("stopped", "patience"), ("failed", "nan")])
+def test_where_a_training_ends_by_itself_it_ends_for_the_longer_trials_too(rising, status, reason):
+    ledger, first, again = rising
+    say(ledger, first, 10, 1.0, time=1)
+    assert not ledger.report(first.id, 10, 1.0)
+    update_trial(folder(ledger, first), status, reason)
+    ledger.end(first.id)
+    for known in (ledger, again()):
+        assert known.next() is None
+        assert known.done
+    ends = [(r.status, r.stop_reason, r.metrics()[-1]["step"]) for r in list_trials(ledger.folder)]
+    assert ends == [(status, reason, 10)] * 3

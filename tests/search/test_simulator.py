@@ -10,6 +10,7 @@ from sesttune.search.schedule import Schedule
 from sesttune.search.searcher import Suggester
 from sesttune.search.simulator import SimulatedCurves, Simulation
 from sesttune.search.space_file import parse_space
+from sesttune.search.trial_state import ENDED, TrialState
 
 
 class Listed:
@@ -221,3 +222,38 @@ def test_a_remedy_that_is_a_point_of_the_sweep_is_not_trained_twice(rates):
     assert simulation.steps == 4 * 40_000  # both rates, each with two seeds
     [remedy] = [t for t in scheduler.trials.values() if t.remedies]
     assert scheduler.trials[remedy.remedies].point["training.lr"] == 1e-3
+
+
+@pytest.mark.parametrize(("earlier", "gone_on_with"), [(1, 1), (3, 2), (4, 2)])
+def test_the_best_half_of_earlier_trainings_rounded_up_is_gone_on_with(earlier, gone_on_with):
+    rates = [1e-5, 1e-4, 3e-4, 1e-3][:earlier]
+    trained = [
+        TrialState(f"quick/{n}", {"training.lr": rate}, 100, 100, ENDED, "max_steps", 100, 1.0 - n)
+        for n, rate in enumerate(rates)
+    ]
+    values = {"training.lr": {"type": "loguniform", "low": 1e-5, "high": 1e-2}}
+    space = parse_space({"searcher": "random", "num_trials": 4, "parameters": values}, "s.yaml")
+    rules, curves = rules_of(load_config(["sweep.asha=false"]), space), EarlierCurves(5_000)
+    scheduler = Schedule(rules, Suggester(space, "random", 1, 4), curves, trained)
+    jobs = [scheduler.next() for _ in range(4)]
+    assert [job.point["training.lr"] for job in jobs][:gone_on_with] == rates[::-1][:gone_on_with]
+    assert [job.continues is not None for job in jobs] == [n < gone_on_with for n in range(4)]
+
+
+class EarlierCurves(SimulatedCurves):
+    def best_until(self, trial_id, step):
+        return min(step, 100), 1.0
+
+
+def test_an_extension_is_not_compared_at_rungs():
+    config = load_config(["sweep.rungs=[5000,20000,45000]", "sweep.extend_to=[50000]"])
+    steps = {"type": "choice", "values": [30_000, 60_000]}
+    space = parse_space({"searcher": "grid", "parameters": {"training.max_steps": steps}}, "s.yaml")
+    scheduler = Schedule(
+        rules_of(config, space), Suggester(space, "grid", 1, 2), SimulatedCurves(5_000)
+    )
+    scheduler.restore([TrialState("001", {"training.max_steps": 30_000}, 50_000, 30_000)], [])
+    assert scheduler.rungs.recorded.keys() == {5_000, 20_000, 45_000}
+    for step in (20_000, 45_000):
+        scheduler.report("001", step, 1.0)
+    assert [len(seen) for seen in scheduler.rungs.recorded.values()] == [0, 1, 0]

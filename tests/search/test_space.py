@@ -218,3 +218,22 @@ def test_schedules_decay_and_averages_may_be_searched() -> None:
     wrong = {"training.lr_schedule": {"type": "choice", "values": ["constant", "linear"]}}
     with pytest.raises(UserError, match="linear is not one of constant, cosine, wsd"):
         parse_space({"parameters": wrong}, "test").check(load_config())
+
+
+def test_the_longest_trial_of_a_budget_searched_under_a_condition_may_be_the_settings_own():
+    steps = {"type": "choice", "values": [100, 200], "when": {"training.batch_size": [8]}}
+    space = parse(
+        {
+            "training.batch_size": {"type": "choice", "values": [8, 16]},
+            "training.max_steps": steps,
+        }
+    )
+    assert space.longest(load_config()) == 40_000
+    assert space.shortest(load_config()) == 100
+
+
+def test_a_head_that_is_there_already_has_one_size():
+    for key in ("hidden_dim", "n_layers", "n_heads"):
+        space = parse({f"model.kwargs.{key}": {"type": "choice", "values": [8, 16]}})
+        with pytest.raises(UserError, match=f"{key} cannot be searched with model.checkpoint"):
+            space.check(load_config(["model.checkpoint=x.ckpt"]))

@@ -177,3 +177,49 @@ def test_a_smooth_fall_with_the_noise_of_validations_is_never_called_unstable_or
     noisy = smooth * (1 + rng.normal(0, 0.015, len(steps)))
     points = zip(steps.tolist(), smooth.tolist(), noisy.tolist(), strict=True)
     assert judge(curve(points), CONFIG).label in ("healthy", "converged")
+
+
+def test_a_loss_of_nothing_is_judged_too():
+    points = [(0, math.nan, 1.0), (500, 0.0, 0.0), (1000, 0.0, 0.0), (1500, 0.1, 0.0)]
+    for last in range(1, 5):
+        assert judge(curve(points[:last]), CONFIG).label != "unstable"
+    assert judge(curve([(0, math.nan, 0.0), *points[1:]]), CONFIG, "patience").label == "converged"
+
+
+def test_one_turn_is_not_unstable_and_a_quarter_is_of_the_smaller_loss():
+    def label(*losses):
+        return judge(curve([(500 * i, v, v) for i, v in enumerate(losses)]), CONFIG).label
+
+    assert label(4.0, 2.0, 4.0, 3.9) != "unstable"
+    assert label(4.0, 5.0, 4.0, 5.0) == "unstable"
+
+
+def test_what_swung_before_the_window_is_forgiven():
+    losses = [2.1, 5.3, 1.8, 4.2, *(4.0 - i / 10 for i in range(11))]
+    assert judge(curve([(500 * i, v, v) for i, v in enumerate(losses)]), CONFIG).label != "unstable"
+
+
+def test_a_val_loss_that_rises_with_train_loss_is_no_overfit():
+    points = [(0, math.nan, 9.0), *((500 * i, 3 + i / 10, 3 + i / 10) for i in range(1, 9))]
+    assert judge(curve(points), CONFIG).label != "overfit"
+    falls = [(s, 2 - s / 8000, v) for s, _, v in points]
+    assert judge(curve(falls), CONFIG).label == "overfit"
+
+
+def test_a_training_that_is_best_before_its_first_step_is_told_to_stop_after_one():
+    points = [(0, math.nan, 3.0), (500, 1.0, 3.3), (1000, 0.9, 3.6)]
+    found = judge(curve(points), CONFIG)
+    assert (found.label, found.remedy) == ("overfit", "training.max_steps=1")
+
+
+def test_a_train_loss_far_above_val_loss_is_no_underfit():
+    assert judge(flat(9.0, 4.6, start=4.7), CONFIG).label == "converged"
+
+
+def test_the_remedies_end_where_the_plans_ranges_do():
+    clipped = load_config(["training.lr=1e-5", "training.gradient_clip_val=1.0"])
+    assert judge(falling(500, 0.5), clipped, "nan").remedy == "training.lr=1e-06"
+    near = load_config(["training.lr=5e-4"])
+    assert judge(flat(4.5, 4.6, start=4.7), near).remedy == "training.lr=0.001"
+    assert next_budget(20_000, [60_000]) == 60_000, "three times, and no more"
+    assert next_budget(19_999, [60_000]) is None

@@ -34,3 +34,8 @@ def test_wsd_is_stable_and_then_falls_linearly() -> None:
     assert set(found[4:61]) == {1.0}
     assert found[80] == pytest.approx(0.5)
     assert found[100] == 0.0
+
+
+def test_a_cosine_that_is_all_warm_up_only_rises() -> None:
+    found = rates(lr_schedule="cosine", warmup_steps=100)
+    assert found == pytest.approx([(n + 1) / 101 for n in range(101)])
