@@ -13,13 +13,19 @@ from pathlib import Path
 from sesttune.errors import UserError
 
 _ROOM_BYTES = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a write says where the disk, or its user's quota of it, is full."""
+
+
+class DiskFull(UserError):
+    """A write that failed for want of room."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and goes when it does not.
 
-    Raises UserError where the disk is full; the file that was there stays.
+    Raises DiskFull where it is so; the file that was there stays.
     """
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -38,16 +44,24 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def room_on_disk(folder: Path) -> Iterator[None]:
-    """Turn a failed write to a full disk into a UserError that says so."""
+    """Turn a failed write to a full disk into a `DiskFull` that says so."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        if getattr(error, "errno", None) != errno.ENOSPC and not is_full(folder):
+    except UserError:
+        raise
+    except Exception as error:  # torch and safetensors have errors of their own for it
+        if not _says_full(error) and not is_full(folder):
             raise
-        raise UserError(
-            f"the disk of {folder} is full: nothing is lost; free some space, or lower "
-            "training.checkpoint_budget_gb, and continue with --resume"
-        ) from None
+        raise DiskFull(f"the disk of {folder} is full: free some space") from None
+
+
+def _says_full(error: BaseException | None) -> bool:
+    """Whether it, or what it came of, is the system's word for a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_full(folder: Path) -> bool:

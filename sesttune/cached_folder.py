@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sesttune.atomic import is_full
+from sesttune.atomic import FULL, is_full
 from sesttune.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def cached_folder(
             if not is_good(folder):
                 _build(folder, build)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise UserError(
                 f"data.cache_dir: the disk of {folder.parent} is full; free some space or set "
                 "data.cache_dir to a larger disk"

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 nothing came out of it, 2 a mistake the user can mend
 """
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 Main = Callable[[Sequence[str]], int]
 _FILE_WIDTH, _TABLE_WIDTH = 120, 80
+_LACKING = "you lack the permission"
+_FORBIDDEN = {
+    errno.EACCES: _LACKING,
+    errno.EPERM: _LACKING,
+    errno.EROFS: "the file system is read-only",
+}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -48,10 +55,10 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
-    except PermissionError as error:
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is None or error.errno not in _FORBIDDEN:
             raise
-        print(f"error: {error.filename}: you lack the permission", file=sys.stderr)
+        print(f"error: {error.filename}: {_FORBIDDEN[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sesttune.atomic import room_on_disk
 from sesttune.command import run
 from sesttune.errors import UserError
 
@@ -60,7 +61,8 @@ def demo_folder(cache_dir: str | Path) -> Path:
         except OSError as error:
             raise UserError(f"data.cache_dir: cannot write to {folder.parent} ({error})") from None
         try:
-            write_demo(draft)
+            with room_on_disk(folder.parent):
+                write_demo(draft)
             os.rename(draft, folder)
         except OSError:
             if not folder.is_dir():  # a second process may have finished first

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +13,7 @@ from sesttune.command import show_table
 from sesttune.compiler import missing
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
+from sesttune.errors import UserError
 from sesttune.machine import cores, gpus
 from sesttune.run_setup import Run, write_settings
 from sesttune.search.budget import read_spent
@@ -25,7 +25,7 @@ from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, cluster_address, slots
 from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.space import SearchSpace
-from sesttune.training.records import list_trials
+from sesttune.training.records import list_trials, read_object
 
 PLAN = "plan.json"
 
@@ -74,19 +74,21 @@ def _settle_compile(
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan that the run in `folder` was started with."""
-    path = folder / PLAN
-    if not path.exists():
+    """The plan that the run in `folder` was started with; raises UserError for a damaged one."""
+    cure = "remove it, and the sweep is not compared with it"
+    if (kept := read_object(folder / PLAN, cure)) is None:
         return None
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return Plan(
-        kept["trials"],
-        tuple(kept["rungs"]),
-        Outlay(**kept["expected"]),
-        Outlay(**kept["worst"]),
-        kept["trial_gb"],
-        kept["disk_gb"],
-    )
+    try:
+        return Plan(
+            kept["trials"],
+            tuple(kept["rungs"]),
+            Outlay(**kept["expected"]),
+            Outlay(**kept["worst"]),
+            kept["trial_gb"],
+            kept["disk_gb"],
+        )
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / PLAN} is not a plan: {cure}") from None
 
 
 def against_plan(folder: Path) -> str | None:

@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console") -> int:
+    from sesttune.atomic import room_on_disk
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
     from sesttune.model.head_checkpoint import read_vectors
@@ -114,7 +115,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     }
     refuse_overtaken(uri, args.alias, champion)  # scoring takes minutes on real data
     log_held_out(run_id, held_out, candidate.about["step"], uri)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, room_on_disk(Path(folder)):
         about = write_model(Path(folder), candidate.head, candidate.about, data)
         version = register(run_id, Path(folder), about, tags, uri)
         refuse_overtaken(uri, args.alias, champion)

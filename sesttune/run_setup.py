@@ -8,6 +8,7 @@ both have worked, so a mistake leaves nothing behind.
 import json
 import os
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping
@@ -88,17 +89,21 @@ def prepare_run(
         from sesttune.training.starting_point import refuse_other_data
 
         refuse_other_data(start, config, data)
+    listed = space.to_dict() if space is not None else None
+    # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
+    about = {"id": uuid.uuid4().hex, "manifest": str(data.manifest), **about}
+    draft = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
-        folder.mkdir(parents=True)
+        draft.mkdir(parents=True)
+        write_settings(draft, config, listed)
+        write_text(draft / DATA, json.dumps(about, indent=2))
+        draft.rename(folder)
     except OSError as error:
         raise UserError(
             f"output_dir={config.output_dir}: cannot create {folder}: {error}"
         ) from None
-    listed = space.to_dict() if space is not None else None
-    write_settings(folder, config, listed)
-    # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
-    about = {"id": uuid.uuid4().hex, "manifest": str(data.manifest), **about}
-    write_text(folder / DATA, json.dumps(about, indent=2))
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return Run(folder, config, data.manifest, listed)
 
 
@@ -155,7 +160,7 @@ def open_run(output_dir: str, name: str) -> Run:
 
 def run_names(output_dir: str) -> list[str]:
     """The runs in `output_dir`, by name."""
-    return sorted(path.parent.name for path in Path(output_dir).expanduser().glob(f"*/{DATA}"))
+    return sorted(path.parent.name for path in Path(output_dir).expanduser().glob(f"[!.]*/{DATA}"))
 
 
 def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:

@@ -1,18 +1,22 @@
-"""Go on where the terminal has closed: what would be shown goes nowhere, and ends no command.
+"""Go on where nothing can be shown any more: it ends no command.
 
-Writing to such a terminal is an error (EIO), also for a background job that nothing tells of it: a
-sweep of days would train to its end and fall over the line that says so, before its result is kept.
+Writing to a terminal that has closed is an error (EIO), also for a background job that nothing
+tells of it, and so is writing to a log on a full disk: a sweep of days would train to its end and
+fall over the line that says so, before its result is kept.
 """
 
 import errno
 import io
 import os
+import stat
 import sys
 from typing import Any
 
+from sesttune.atomic import FULL
 
-class _Terminal(io.FileIO):
-    """The terminal `descriptor`, and nothing after it has closed."""
+
+class _Shown(io.FileIO):
+    """The terminal or file `descriptor`; nothing once it has closed, or while its disk is full."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -21,6 +25,8 @@ class _Terminal(io.FileIO):
         try:
             return super().write(text)
         except OSError as error:
+            if error.errno in FULL:
+                return len(text)
             if error.errno != errno.EIO:
                 raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -30,11 +36,27 @@ class _Terminal(io.FileIO):
 
 
 def outlive_terminal() -> None:
-    """Let output and errors of this process go on when their terminal closes."""
+    """Let output and errors of this process go on when their terminal closes, or their disk fills.
+
+    Not of pipes: who reads one decides when a command has said enough.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+        if stream is None:  # closed from the beginning, as some services start a program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif type(stream) is io.TextIOWrapper and not _is_pipe(stream.fileno()):
             stream.flush()
-            terminal = io.BufferedWriter(_Terminal(stream.fileno()))
-            text = io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True)
+            shown = io.BufferedWriter(_Shown(stream.fileno()))
+            text = io.TextIOWrapper(
+                shown,
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.isatty(),
+                write_through=stream.write_through,
+            )
             setattr(sys, name, text)
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

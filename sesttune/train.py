@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
 def train(training: "Run", console: Console) -> int:
     """Run, or continue, the one training of a prepared run folder; returns the exit code."""
     from sesttune.result import show_result, write_result
+    from sesttune.run_lock import only_driver
     from sesttune.search.outcome import read_outcome
     from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
@@ -71,9 +72,10 @@ def train(training: "Run", console: Console) -> int:
 
     config, folder = training.config, training.folder
     where = trial_folder(folder, TRIAL_ID)
-    if not where.exists():
-        write_trial(TrialRecord(TRIAL_ID, where))
-    with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
+    deliver = BackgroundSync(folder, tracking_uri(config), config.tracking.experiment)
+    with only_driver(folder), deliver as mlflow:
+        if not where.exists():
+            write_trial(TrialRecord(TRIAL_ID, where))
         try:
             run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
         except (KeyboardInterrupt, SystemExit):  # the latter by Lightning, for SIGTERM and Ctrl-C

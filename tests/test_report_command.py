@@ -196,6 +196,18 @@ def test_a_damaged_run_folder_is_one_line(
     assert "sweep.yaml or data.json is damaged" in line
 
 
+@pytest.mark.parametrize("name", ["spent.json", "plan.json", "trials/001/schedule.json"])
+@pytest.mark.parametrize("content", ["", '{"cut', "3"])
+def test_a_damaged_file_of_a_sweep_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    folder = write(tmp_path / "night")
+    (folder / name).write_text(content)
+    assert run_command(main, ["--sweep", "night", "--output-dir", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{folder / name} is damaged: " in line
+
+
 def test_a_running_sweep_and_a_single_training_have_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune import sweep, train
+from sesttune.atomic import DiskFull, write_text
 from sesttune.command import Main, open_console, run
 from sesttune.config.load import load_config
 from sesttune.model.se_encoder import SEEncoder
+from sesttune.run_lock import only_driver
 from sesttune.run_setup import open_run, prepare_run, prepared_data, write_settings
 
 
@@ -171,6 +173,15 @@ def test_a_training_takes_the_cores_that_its_control_group_leaves(
         torch.set_num_threads(before)
 
 
+def test_a_training_that_runs_is_not_run_by_a_second_process(
+    tiny: TinyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = tiny.folder / "outputs"
+    with only_driver(outputs / "first"):
+        words = ["--resume", "first", f"output_dir={outputs}"]
+        assert "is being run by another process" in refused(train.main, words, capsys)
+
+
 def test_a_run_does_not_go_on_with_other_inputs(
     tiny: TinyData, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,3 +244,23 @@ def test_the_command_is_kept_as_it_can_be_given_again(
     write_settings(tmp_path, load_config(), None)
     command = OmegaConf.load(tmp_path / "sweep.yaml").command
     assert command == "sesttune train 'name=a b'"
+
+
+def test_a_folder_is_there_with_all_that_it_is_gone_on_from_or_not_at_all(
+    tiny: TinyData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full_disk(path: Path, text: str) -> None:
+        if path.name == "data.json":  # the last one that is written
+            raise DiskFull("the disk is full")
+        write_text(path, text)
+
+    outputs = tmp_path / "outputs"
+    words = arguments(tiny, name="half", output_dir=outputs)
+    with monkeypatch.context() as patch:
+        patch.setattr("sesttune.run_setup.write_text", full_disk)
+        assert "is full" in refused(train.main, words, capsys)
+    assert list(outputs.iterdir()) == []
+    assert run(train.main, words) == 0

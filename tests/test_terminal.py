@@ -1,7 +1,10 @@
 import os
 import pty
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 _PRINTS = """
 import signal, sys, time
@@ -31,3 +34,24 @@ def test_a_command_whose_terminal_closes_goes_on_and_prints_nowhere(tmp_path: Pa
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert (tmp_path / "ended").exists()
     assert (shown.strip(), code) == (b"begun", 7)
+
+
+@pytest.mark.parametrize("closing", [">&-", ">&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
+def test_a_command_without_output_or_with_its_disk_full_goes_on(
+    tmp_path: Path, closing: str
+) -> None:
+    (tmp_path / "closed").touch()
+    (tmp_path / "prints.py").write_text(_PRINTS)
+    call = f"{sys.executable} prints.py {closing}"
+    done = subprocess.run(["sh", "-c", call], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert "Error" not in done.stderr
+    assert (tmp_path / "ended").exists()
+
+
+def test_output_to_a_file_is_all_there(tmp_path: Path) -> None:
+    (tmp_path / "closed").touch()
+    call = [sys.executable, "-c", _PRINTS]
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run(call, cwd=tmp_path, stdout=log, stderr=log, check=False)
+    assert (tmp_path / "log").read_text().split() == ["begun", "gone", "gone", "gone"]

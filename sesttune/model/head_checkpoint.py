@@ -34,8 +34,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Raises UserError where the disk is full; the file that was there stays.
     """
-    with replacing(path) as draft:
-        torch.save({"format": FORMAT, **content}, draft)
+    # By a file of Python's, which says why a write failed; torch's own does not.
+    with replacing(path) as draft, draft.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sesttune.atomic import write_text
 from sesttune.config.duration import seconds
 from sesttune.config.schema import SweepConfig
 from sesttune.search.trial_state import BUDGET
-from sesttune.training.records import list_trials
+from sesttune.training.records import list_trials, read_object
 
 LIMITS = ("sweep.time_budget", "sweep.gpu_hours", "sweep.target_val_loss")
 _SPENT = "spent.json"
@@ -69,8 +69,7 @@ class Spending:
 
 def read_spent(folder: Path) -> dict[str, float]:
     """Seconds `wall_s` and `gpu_s` of a sweep so far; empty before its first driver."""
-    path = folder / _SPENT
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_object(folder / _SPENT, "remove it, and what was spent counts from 0 again") or {}
 
 
 def limit_reached(folder: Path, limits: SweepConfig) -> str | None:

@@ -5,7 +5,6 @@ Nothing of Ray's state is kept. After any crash a new run over the same folder c
 would start running trials from step 0 and forget the rungs.
 """
 
-import fcntl
 import shutil
 import signal
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from sesttune.config.load import to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.run_lock import only_driver
 from sesttune.search.budget import limit_reached
 from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
@@ -188,14 +188,3 @@ def _first_interrupt_to(gently: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         set_back(heard)
-
-
-@contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Two drivers on one sweep would hand out the same trials: raises UserError for the second."""
-    with (folder / ".driver.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being run by another process: wait, or stop it") from None
-        yield

@@ -31,6 +31,7 @@ from sesttune.training.records import (
     TrialRecord,
     list_trials,
     read_metrics,
+    read_object,
     read_trial,
     trial_folder,
     update_trial,
@@ -112,10 +113,8 @@ def _state(record: TrialRecord, config: Config) -> TrialState:
 
 def read_schedule(folder: Path) -> dict[str, Any]:
     """What the schedule remembers of the trial in `folder` (see `TrialState.state_dict`)."""
-    try:
-        return dict(json.loads((folder / SCHEDULE).read_text()))
-    except FileNotFoundError:
-        return {}
+    cure = f"restore it, or move {folder} away to leave this trial out"
+    return read_object(folder / SCHEDULE, cure) or {}
 
 
 def write_state(sweep: Path, trial: TrialState) -> TrialRecord:

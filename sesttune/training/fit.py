@@ -64,7 +64,7 @@ def fit(
     sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
     saver = Saver(folder / "checkpoints", config, data, module, progress)
     if own and state is not None:
-        saver.complete_best(state)
+        saver.complete(state, periodic=first_step % training.ckpt_every_n_steps == 0)
     batches = TrainingBatches(sampler, reader, micro.sets, training_workers(config))
     callback = TrialCallback(
         config,

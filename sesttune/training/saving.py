@@ -83,18 +83,21 @@ class Saver:
             if best:
                 self._write_best(state)
             if periodic:
-                self._keep_last_as(f"step={state['step']}.ckpt")
+                self._keep_last_as(_periodic(state["step"]))
             append_metrics(self.folder.parent, line)
 
         self._start(write, state)
 
-    def complete_best(self, state: dict[str, Any]) -> None:
-        """Write `best.ckpt` where a kill or a full disk came between `last.ckpt` and it."""
+    def complete(self, state: dict[str, Any], periodic: bool) -> None:
+        """Write what `save_validated` did not, if it ended after `last.ckpt`: a kill, no room."""
         path, step = self.folder / BEST, state["step"]
         if self._progress.best_step == step and (
             not path.is_file() or read_checkpoint(path)["step"] != step
         ):
             self._write_best(state)
+        if periodic and not (self.folder / _periodic(step)).exists():
+            self._keep_last_as(_periodic(step))
+            thin(self.folder, self._budget)
 
     def _write_best(self, state: dict[str, Any]) -> None:
         """After `last.ckpt`, or a full disk would leave a best that no metrics tell of."""
@@ -104,7 +107,7 @@ class Saver:
 
     def save_periodic(self, state: dict[str, Any]) -> None:
         """`step=N.ckpt` between two validations."""
-        path = self.folder / f"step={state['step']}.ckpt"
+        path = self.folder / _periodic(state["step"])
         self._start(lambda state: save_checkpoint(path, state), state)
 
     @property
@@ -154,7 +157,11 @@ def thin(folder: Path, budget: float) -> None:
     while steps and _bytes_in(folder) > budget:
         # The gap that each would leave, the newest left out.
         gaps = [b - a for a, b in zip([0, *steps], steps[1:], strict=False)] or [0]
-        (folder / f"step={steps.pop(gaps.index(min(gaps)))}.ckpt").unlink()
+        (folder / _periodic(steps.pop(gaps.index(min(gaps))))).unlink()
+
+
+def _periodic(step: int) -> str:
+    return f"step={step}.ckpt"
 
 
 def _bytes_in(folder: Path) -> int:

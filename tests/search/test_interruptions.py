@@ -199,7 +199,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_resume_completes_it(tiny, sm
     config = with_point(config, {"sweep.asha": False})
     space, folder = grid(training__lr=choice(1e-2, 1e-3)), small_disk / "sweep"
     ballast = small_disk / "ballast"
-    with pytest.raises(UserError, match="is full: nothing is lost; free some space"):
+    with pytest.raises(UserError, match="is full: free some space, or lower"):
         run_sweep(folder, config, space, manifest, [Filler(ballast)])
     assert not [r for r in list_trials(folder) if r.status == "done"]
     kept = {r.id: read_metrics(r.folder) for r in list_trials(folder)}

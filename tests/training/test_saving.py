@@ -216,3 +216,16 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path) -> None
     assert done.returncode != 0
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_kill_after_last_costs_no_periodic_checkpoint(tiny: TinyData, tmp_path: Path) -> None:
+    settings = tiny.settings(**{"training.ckpt_every_n_steps": 5, "training.max_steps": 10})
+    config = load_config(base=settings)
+    run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    wanted = names(checkpoints)
+    assert {"step=5.ckpt", "step=10.ckpt"} <= wanted
+    (checkpoints / "step=10.ckpt").unlink()
+    run_trial(config, prepare(config, MeanEncoder), tmp_path)
+    assert names(checkpoints) == wanted
+    assert (checkpoints / "step=10.ckpt").samefile(checkpoints / "last.ckpt")
