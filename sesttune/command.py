@@ -99,14 +99,16 @@ def _signals_as_interrupt() -> Iterator[None]:
 
 
 def open_console() -> "Console":
-    """Where a person reads; a file or a pipe gets lines wide enough for a leaderboard's row.
+    """Where a person reads; a file or a pipe gets tables wide enough for a leaderboard's row.
 
-    Text is shown as it is: to rich `[naive]` in a label is a style and `[/x]` in a path an error.
+    Text is shown as it is, a line as one: to rich `[naive]` in a label is a style and `[/x]` in a
+    path an error, and a command that it has broken cannot be pasted.
     """
     from rich.console import Console
 
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_FILE_WIDTH if unknown else None, markup=False, emoji=False)
+    width = _FILE_WIDTH if unknown else None
+    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show_table(console: "Console", table: "Table") -> None:

@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(key, *map(str, values))
     show_table(console, table)
     for told in filter(None, (unfinished(side.run) for side in sides)):
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     better, worse = sorted((side.winner for side in sides), key=lambda s: (s.diverged, s.mean))
-    console.print(difference(better, worse), highlight=False, soft_wrap=True)
+    console.print(difference(better, worse))
     return 0
 
 

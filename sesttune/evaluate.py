@@ -101,32 +101,32 @@ def _evaluate(args: argparse.Namespace, console: "Console") -> None:
         genes = model.about["genes"]  # of files that have more, or in another order
         data = prepared_data(config, console, genes=genes)
     for note in data.notes if point else ():  # those of its own data its training told
-        console.print(f"  {note}", highlight=False, soft_wrap=True)
+        console.print(f"  {note}")
     split = args.split or held_out_split(data)
     models = {"model": model}
     if args.against is not None:
         models["against"] = stored_model(args.against, uri)
     scores = evaluate_models(models, data, config, split, console, genes)
-    console.print(heading(model, split, data), highlight=False, soft_wrap=True)
+    console.print(heading(model, split, data))
     if data.fingerprint != model.about["data_fingerprint"]:
-        console.print(_other_data(own, data, split), highlight=False, soft_wrap=True)
+        console.print(_other_data(own, data, split))
     show_table(console, score_table(scores))
     if scores["cell_type"].nunique() > 1:
         show_table(console, score_table(scores, "cell_type"))
     if (told := genes_not_left_out(data, split)) is not None:
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     _show_extremes(scores, console)
     rivals = ["against"] if args.against is not None else []
     for rival in [*rivals, "perturbation_mean"]:
         found = challenge(losses_of(scores, "model"), losses_of(scores, rival))
         name = args.against if rival == "against" else rival
-        console.print(f"against {name}: {found}", highlight=False, soft_wrap=True)
+        console.print(f"against {name}: {found}")
     if args.output is not None:
         with replacing(args.output) as draft:
             scores.to_csv(draft, index=False)
-        console.print(f"every condition: {args.output}", highlight=False, soft_wrap=True)
+        console.print(f"every condition: {args.output}")
     if args.cell_eval is not None:
-        console.print(_cell_eval(model, data, config, split, args.cell_eval))
+        show_table(console, _cell_eval(model, data, config, split, args.cell_eval))
 
 
 def _other_data(own: "TrialData | None", data: "TrialData", split: str) -> str:
@@ -148,7 +148,7 @@ def _show_extremes(scores: "pd.DataFrame", console: "Console") -> None:
         return
     for name, part in (("best", means[: -SHOWN - 1 : -1]), ("worst", means[:SHOWN])):
         listed = ", ".join(f"{pert} {value:.2f}" for pert, value in part.items())
-        console.print(f"{name} by Pearson Δ: {listed}", highlight=False, soft_wrap=True)
+        console.print(f"{name} by Pearson Δ: {listed}")
 
 
 def _cell_eval(

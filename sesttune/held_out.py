@@ -188,7 +188,7 @@ def _as_seen_by(
     _refuse_other_vectors(model, seen)
     told = unlike_training(data.store.counts_a_cell, model.about.get("counts_a_cell", ()))
     if told is not None:
-        console.print(f"warning: {model.label}: {told}", highlight=False, soft_wrap=True)
+        console.print(f"warning: {model.label}: {told}")
     if seen.store.fingerprint != data.store.fingerprint:
         raise UserError(f"{model.label} cannot be shown the same cells")
     return seen

@@ -45,7 +45,7 @@ def plan_run(run: Run, space: SearchSpace, console: Console) -> tuple[Run, Plan]
     plan = make_plan(config, space, given.concurrent, given.gpus, speed)
     measured = {"speed": vars(speed), "compiling": compiling}
     write_text(folder / PLAN, json.dumps({**asdict(plan), **measured}, indent=2))
-    console.print(_headline(plan, given, speed, config), highlight=False, soft_wrap=True)
+    console.print(_headline(plan, given, speed, config))
     show_table(console, _table(plan, given))
     check_disk(plan, config, speed, shutil.disk_usage(folder).free, folder.parent)
     return run, plan
@@ -67,7 +67,7 @@ def _settle_compile(
         mode, found = fastest_mode(
             run.config, space, run.manifest, scratch, given.threads, modes, place=place
         )
-        console.print(found, highlight=False, soft_wrap=True)
+        console.print(found)
     settled = replace(run, config=with_point(run.config, {"training.compile": mode}))
     write_settings(run.folder, settled.config, run.space)
     return settled, found

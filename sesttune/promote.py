@@ -85,7 +85,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     from sesttune.tracking.sync import RunTracker
 
     if (told := unfinished(known)) is not None:
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     record = chosen_trial(known, args.trial)
     tracker = RunTracker(known.folder, uri, known.config.tracking.experiment)
     tracker.sync()
@@ -99,7 +99,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
     scores, said, accepted = _judge(candidate, champion, data, args, uri, console)
     if not accepted:
         line = f'not promoted; --force "reason" makes it the {args.alias} all the same'
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
         return 1
     means = summary(scores)
     held_out = {f"{args.split}_{m}": means[m].to_dict()["candidate"] for m in METRICS}
@@ -125,13 +125,11 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console
             export_state(args.export_state, candidate.head, about, vectors)
     console.print(
         f"registered {MODEL_NAME} version {version} as '{args.alias}' ({candidate.label})\n"
-        f"use it: {_predict_command(known, args)}",
-        highlight=False,
-        soft_wrap=True,
+        f"use it: {_predict_command(known, args)}"
     )
     if args.export_state is not None:
         infer = infer_command(args.export_state, about)
-        console.print(f"or:     {infer}", highlight=False, soft_wrap=True)
+        console.print(f"or:     {infer}")
     return 0
 
 
@@ -189,17 +187,17 @@ def _judge(
             said = f"not compared with the {rival}: {error}"
     if "champion" not in models:
         scores = evaluate_models(models, data, config, split, console)
-    console.print(heading(candidate, split, data), highlight=False, soft_wrap=True)
+    console.print(heading(candidate, split, data))
     show_table(console, score_table(scores))
     if (told := genes_not_left_out(data, split)) is not None:
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     if "champion" not in models:
         mean = challenge(losses_of(scores, "candidate"), losses_of(scores, "perturbation_mean"))
-        console.print(f"against perturbation_mean: {mean}", highlight=False, soft_wrap=True)
+        console.print(f"against perturbation_mean: {mean}")
         return scores, said, True
     found = challenge(losses_of(scores, "candidate"), losses_of(scores, "champion"))
     said = f"{rival}: {found}"
-    console.print(f"against {said}", highlight=False, soft_wrap=True)
+    console.print(f"against {said}")
     return scores, said, found.better or args.force is not None
 
 
@@ -208,8 +206,7 @@ def _roll_back(uri: str, alias: str, console: "Console") -> int:
 
     left, now = roll_back(uri, alias)
     console.print(
-        f"{MODEL_NAME} version {now} is '{alias}' again; version {left} is '{previous_of(alias)}'",
-        highlight=False,
+        f"{MODEL_NAME} version {now} is '{alias}' again; version {left} is '{previous_of(alias)}'"
     )
     return 0
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
     console, device = open_console(), describe_device(pick_device(config.training))
     for line in describe(about, config, versions(), device):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line)
     if args.dry_run:
         return 0
     threads = _same_threads(about, device)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     train(training, console)
     differing = reasons(about, versions(), device, threads)
     same, told = _compare(training.folder, about, differing)
-    console.print(f"\n{told}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"\n{told}")
     return 0 if same or differing else 1
 
 

@@ -51,7 +51,7 @@ def show_result(run: Run, outcome: SweepOutcome, console: Console) -> None:
     """Leaderboard, baselines, verdict, and the commands that come next."""
     show_table(console, _table(run.folder.name, outcome))
     lines = [f"{name + ':':<11}{text}" for name, text in closing_lines(run, outcome)]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print("\n".join(lines))
 
 
 def closing_lines(run: Run, outcome: SweepOutcome) -> list[tuple[str, str]]:

@@ -79,7 +79,7 @@ def prepare_run(
 
     @cache  # at the first step of what takes time: above a refusal nobody wants to read them
     def show_settings() -> None:
-        console.print(to_yaml(config), highlight=False, style="dim")
+        console.print(to_yaml(config), style="dim")
 
     data = prepared_data(config, console, runner, begin=show_settings)
     show_settings()
@@ -232,7 +232,7 @@ def prepared_data(
 
 def _show_notes(data: "TrialData", console: Console) -> None:
     for note in data.notes:
-        console.print(f"  {note}", highlight=False)
+        console.print(f"  {note}")
 
 
 def _about(data: "TrialData", config: Config) -> dict[str, Any]:

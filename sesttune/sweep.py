@@ -82,9 +82,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
         for part in changed_inputs(earlier, sweep.folder) if earlier is not None else ():
             console.print(
                 f"{config.sweep.warm_start} had other {part}: its results are learnt from, its "
-                "trainings not gone on with",
-                highlight=False,
-                soft_wrap=True,
+                "trainings not gone on with"
             )
         sweep, plan = plan_run(sweep, space, console)
     except BaseException:
@@ -169,7 +167,7 @@ def _check_limits(known: "Run", limits: Mapping[str, object], console: Console) 
     if key in limits:
         raise UserError(f"{told}; a limit counts from the sweep's beginning")
     told += f"; to go on, give another {key}= with --resume"
-    console.print(told, highlight=False, soft_wrap=True)
+    console.print(told)
 
 
 def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> int:
@@ -189,21 +187,21 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     space = parse_space(sweep.space, str(folder / "sweep.yaml"))
     again = resume_command("sweep", folder.name, config.output_dir)
     if not resume:  # said in advance: where Ray, or the machine, dies, nobody can
-        console.print(f"if it is interrupted: {again}", highlight=False, soft_wrap=True)
+        console.print(f"if it is interrupted: {again}")
     with BackgroundSync(folder, tracking_uri(config), config.tracking.experiment) as mlflow:
         try:
             total, steps = trial_count(config, space), plan.expected.steps if plan else None
             with LiveTable(console, total, list_trials(folder), steps) as live:
                 outcome = run_sweep(folder, config, space, sweep.manifest, [live], resume)
         except KeyboardInterrupt:
-            console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
+            console.print(f"stopped; go on with: {again}")
             raise
         try_report(sweep, outcome)  # before the result, with which MLflow gets what is there
         write_result(folder, outcome)
     show_result(sweep, outcome, console)
     if not mlflow.delivered:
         told = how_to_deliver(folder, config.output_dir)
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     return 1 if outcome.best is None else 0
 
 

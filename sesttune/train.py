@@ -80,14 +80,14 @@ def train(training: "Run", console: Console) -> int:
             run_trial(config, training.manifest, where, lambda line: _show(console, where, line))
         except (KeyboardInterrupt, SystemExit):  # the latter by Lightning, for SIGTERM and Ctrl-C
             again = resume_command("train", folder.name, config.output_dir)
-            console.print(f"stopped; go on with: {again}", highlight=False, soft_wrap=True)
+            console.print(f"stopped; go on with: {again}")
             raise KeyboardInterrupt from None
         outcome = read_outcome(folder, config)
         write_result(folder, outcome)
     show_result(training, outcome, console)
     if not mlflow.delivered:
         told = how_to_deliver(folder, config.output_dir)
-        console.print(told, highlight=False, soft_wrap=True)
+        console.print(told)
     return 1 if outcome.best is None or outcome.best.stop_reason == "nan" else 0
 
 
@@ -96,13 +96,11 @@ def _show(console: Console, folder: Path, line: dict[str, float]) -> None:
 
     record = read_trial(folder)
     if line["step"] == 0 and record is not None:
-        console.print(f"data: {record.facts['data']}", highlight=False)
+        console.print(f"data: {record.facts['data']}")
     console.print(
         f"step {int(line['step']):>7,}  train_loss {line['train_loss']:<9.4g} "
         f"val_loss {line['val_loss']:<9.4g} best {line['best_val_loss']:<9.4g} "
-        f"{line['steps_per_s']:.1f} steps/s",
-        highlight=False,
-        soft_wrap=True,
+        f"{line['steps_per_s']:.1f} steps/s"
     )
 
 

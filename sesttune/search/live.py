@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sesttune.search.listener import SweepListener
 from sesttune.search.recorded import read_schedule
@@ -73,7 +74,7 @@ class LiveTable(SweepListener):
             self._live.stop()
 
     def on_note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text)
 
     def on_start(self, record: TrialRecord, max_steps: int) -> None:
         # It may go on from where it, or one whose training it takes over, has stopped.
@@ -94,12 +95,7 @@ class LiveTable(SweepListener):
         if self._live is None:
             told = f"best val_loss {_number(trial.best())}"
             said = f", {told}" if told not in trial.state else ""  # ASHA names it
-            self._console.print(
-                f"trial {trial_id} {trial.state}{said} [{describe(trial.params)}]",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._console.print(f"trial {trial_id} {trial.state}{said} [{describe(trial.params)}]")
 
     def on_tick(self) -> None:
         if self._live is not None and self._clock() - self._drawn >= _REDRAW_S:
@@ -108,7 +104,9 @@ class LiveTable(SweepListener):
 
     def table(self) -> Table:
         """The trials by id, those running in bold."""
-        table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
+        # Wrapped, which the lines that are printed above it are not.
+        title = Text(self._title(), "table.title", overflow="fold", no_wrap=False)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in _COLUMNS:
             right = name not in ("config", "state")
             table.add_column(name, justify="right" if right else "left", no_wrap=name != "state")

@@ -42,7 +42,7 @@ def test_a_terminal_sees_every_column_of_a_running_trial(tmp_path):
 
 def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):
     out = io.StringIO()
-    with LiveTable(Console(file=out, width=40), total=4) as live:
+    with LiveTable(Console(file=out, width=40, markup=False, soft_wrap=True), total=4) as live:
         record = play(live, tmp_path)
         assert out.getvalue() == ""
         live.on_end("002", TrialRecord("002", record.folder, PARAMS, "done", "max_steps"))
@@ -121,7 +121,7 @@ class Sweep:
             self.live.on_end(record.id, record)
 
     def left(self):
-        return self.live.table().title.split(", ")[2]
+        return self.live.table().title.plain.split(", ")[2]
 
 
 @pytest.mark.parametrize("seed", range(14, 20))
