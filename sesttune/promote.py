@@ -170,28 +170,27 @@ def _judge(
     from sesttune.held_out import evaluate_models, heading, score_table, stored_model
     from sesttune.tracking.aliases import MODEL_NAME
 
+    config, split, rival = candidate.config, args.split, None
     models, said = {"candidate": candidate}, f"no {args.alias} before it"
-    config, split = candidate.config, args.split
     if champion is not None:
         rival = f"{args.alias} (version {champion.version})"
         try:
             stored = stored_model(f"models:/{MODEL_NAME}/{champion.version}", uri)
-            models["champion"] = stored
-            scores = evaluate_models(models, data, config, split, console)
+            both = {**models, "champion": stored}
+            scores = evaluate_models(both, data, config, split, console)
         except UserError as error:
             if args.force is None:
                 raise UserError(
                     f'cannot compare with the {rival}: {error}; --force "reason" promotes without'
                 ) from None
-            del models["champion"]
-            said = f"not compared with the {rival}: {error}"
-    if "champion" not in models:
+            rival, said = None, f"not compared with the {rival}: {error}"
+    if rival is None:
         scores = evaluate_models(models, data, config, split, console)
     console.print(heading(candidate, split, data))
     show_table(console, score_table(scores))
     if (told := genes_not_left_out(data, split)) is not None:
         console.print(told)
-    if "champion" not in models:
+    if rival is None:
         mean = challenge(losses_of(scores, "candidate"), losses_of(scores, "perturbation_mean"))
         console.print(f"against perturbation_mean: {mean}")
         return scores, said, True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -206,6 +207,19 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_force_does_without_a_rival_whose_files_are_lost(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(fetch_model("models:/se-st@early", uri))
+    asked = ("--sweep", GOOD, "--alias", "early")
+    assert call(outputs, *asked) == 2
+    assert "error: cannot compare with the early (version 4)" in capsys.readouterr().err
+    assert call(outputs, *asked, "--force", "its files are lost") == 0
+    early = serving(uri, "early")
+    assert early is not None
+    assert early.tags["against"].startswith("not compared with the early (version 4): ")
 
 
 def test_models_and_runs_move_with_their_folder(outputs: Path, uri: str) -> None:
