@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
+
 from sesttune.errors import UserError
 from sesttune.terminal import outlive_terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from sesttune.config.schema import Config
 
 Main = Callable[[Sequence[str]], int]
@@ -98,23 +98,19 @@ def _signals_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_console() -> "Console":
+def open_console() -> Console:
     """Where a person reads; a file or a pipe gets tables wide enough for a leaderboard's row.
 
     Text is shown as it is, a line as one: to rich `[naive]` in a label is a style and `[/x]` in a
     path an error, and a command that it has broken cannot be pasted.
     """
-    from rich.console import Console
-
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     width = _FILE_WIDTH if unknown else None
     return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def show_table(console: "Console", table: "Table") -> None:
+def show_table(console: Console, table: Table) -> None:
     """Print a table whole: a terminal narrower than it wraps its lines; rich would cut numbers."""
-    from rich.console import Console
-
     width = max(_TABLE_WIDTH, console.width)
     Console(file=console.file, width=width, markup=False, emoji=False).print(table)
 

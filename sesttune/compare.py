@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from sesttune.command import open_console, run, show_table
 from sesttune.errors import UserError
 
@@ -36,9 +39,6 @@ def main(argv: Sequence[str]) -> int:
     sides = [_side(args.output_dir, name) for name in (args.sweep_a, args.sweep_b)]
     _require_comparable(*(side.run for side in sides))
     console = open_console()
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     table = Table(box=SIMPLE_HEAD)
     for column in ("", *(side.run.folder.name for side in sides)):
         table.add_column(column, overflow="fold")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from sesttune.atomic import replacing
 from sesttune.command import check_output, run, settings_as_flags
 from sesttune.config.schema import ModelKwargs
@@ -91,7 +93,6 @@ def _run(args: argparse.Namespace) -> int:
 
 def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
     import numpy as np
-    from rich.console import Console
 
     from sesttune.data.h5ad import H5adFile
     from sesttune.data.value_scale import BINARY, ValueScale

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
 from sesttune.atomic import replacing
 from sesttune.command import check_output, open_console, run, show_table
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
 
     from sesttune.config.schema import Config
     from sesttune.data.trial_data import TrialData
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, console: "Console") -> None:
+def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from sesttune.config.load import load_config, parse_override, with_point
     from sesttune.evaluation.challenge import challenge
     from sesttune.evaluation.scores import genes_not_left_out, losses_of
@@ -140,7 +142,7 @@ def _other_data(own: "TrialData | None", data: "TrialData", split: str) -> str:
     return f"{said} {seen} of these {total} conditions were in its training"
 
 
-def _show_extremes(scores: "pd.DataFrame", console: "Console") -> None:
+def _show_extremes(scores: "pd.DataFrame", console: Console) -> None:
     """The perturbations that are predicted best and worst, over cell types."""
     own = scores[scores["predictor"] == "model"]
     means = own.groupby("perturbation")["pearson_delta"].mean().dropna().sort_values()
@@ -153,10 +155,7 @@ def _show_extremes(scores: "pd.DataFrame", console: "Console") -> None:
 
 def _cell_eval(
     model: "Model", data: "TrialData", config: "Config", split: str, folder: Path
-) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+) -> Table:
     from sesttune.evaluation.cell_eval import run_cell_eval
     from sesttune.evaluation.predictors import head_predictor
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from rich.table import Table
 
     from sesttune.config.schema import Config
     from sesttune.data.trial_data import TrialData
@@ -246,12 +248,8 @@ def trained_conditions(own: "TrialData", data: "TrialData", split: str) -> int:
     return sum(name in trained for name in named(data, split))
 
 
-def score_table(scores: "pd.DataFrame", by: str | None = None) -> "Table":
+def score_table(scores: "pd.DataFrame", by: str | None = None) -> Table:
     """Mean metrics of each predictor (by a column), the best of each in bold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     from sesttune.evaluation.scores import METRICS, summary
 
     table = Table(box=SIMPLE_HEAD)

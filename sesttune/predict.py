@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from sesttune.command import check_output, run, settings_as_flags
 from sesttune.errors import UserError
-from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     from sesttune.config.load import from_dict, load_config, with_point
     from sesttune.data.trial_data import describe_genes, describe_pairing
     from sesttune.model.head_checkpoint import import_head
+    from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 

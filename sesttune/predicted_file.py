@@ -11,31 +11,28 @@ import csv
 import io
 import shlex
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+from anndata.io import write_elem
+from scipy import sparse
 
 from sesttune.atomic import replacing, write_text
+from sesttune.config.schema import DataKwargs
+from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    import anndata
-    import numpy as np
-
-    from sesttune.config.schema import DataKwargs
 
 VCC_COLUMN, VCC_CONTROL = "target_gene", "non-targeting"
 VCC_CELLS, VCC_LOG1P = 200_000, 15.0
 BLOCK_ROWS = 4_096
 
 
-def without_x(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
+def without_x(source: Path, about: dict[str, Any]) -> anndata.AnnData:
     """What will be written, but for X: obs and var of `source`, of the model's genes."""
-    import anndata
-
-    from sesttune.data.h5ad import H5adFile
-
     with H5adFile(source) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names of cells that are numbers, or not unique
         cells = anndata.AnnData(obs=file.frame("obs"), var=file.frame("var"))
@@ -45,11 +42,8 @@ def without_x(source: Path, about: dict[str, Any]) -> "anndata.AnnData":
     return predicted
 
 
-def _check_writable(predicted: "anndata.AnnData", source: Path) -> None:
+def _check_writable(predicted: anndata.AnnData, source: Path) -> None:
     """Raise UserError for a frame that anndata reads and does not write (a column `_index`)."""
-    import h5py
-    from anndata.io import write_elem
-
     for which in ("obs", "var"):
         try:
             with h5py.File(which, "w", driver="core", backing_store=False) as file, _as_read():
@@ -62,23 +56,19 @@ def _check_writable(predicted: "anndata.AnnData", source: Path) -> None:
             ) from None
 
 
-def _as_read() -> "AbstractContextManager[None]":
+def _as_read() -> AbstractContextManager[None]:
     """Text that may be missing (all text, with pandas 3) is read, but not written by default."""
-    import anndata
-
     return anndata.settings.override(allow_write_nullable_strings=True)
 
 
-def write_predicted(predicted: "anndata.AnnData", output: Path, expression: "np.ndarray") -> None:
+def write_predicted(predicted: anndata.AnnData, output: Path, expression: np.ndarray) -> None:
     """`output` as of `without_x`, with X `expression`, float32 [cells, genes]."""
     predicted.X = expression
     _write(predicted, output)
 
 
-def check_vcc(source: Path, kwargs: "DataKwargs") -> None:
+def check_vcc(source: Path, kwargs: DataKwargs) -> None:
     """Raise UserError where no entry can be made of predictions for the cells of `source`."""
-    from sesttune.data.h5ad import H5adFile
-
     with H5adFile(source) as file:
         if file.n_cells > VCC_CELLS:
             raise UserError(
@@ -105,15 +95,12 @@ def check_vcc(source: Path, kwargs: "DataKwargs") -> None:
 
 
 def write_vcc(
-    predicted: "anndata.AnnData", output: Path, expression: "np.ndarray", kwargs: "DataKwargs"
+    predicted: anndata.AnnData, output: Path, expression: np.ndarray, kwargs: DataKwargs
 ) -> str:
     """As `write_predicted`, sparse and with the names prep expects, and `OUT.genes.csv`.
 
     Returns the prep command. Raises UserError where a value is not a log1p value for prep.
     """
-    import numpy as np
-    from scipy import sparse
-
     highest = float(expression.max())
     if highest >= VCC_LOG1P:
         raise UserError(
@@ -132,7 +119,7 @@ def write_vcc(
     return shlex.join(["cell-eval", "prep", "-i", str(output), "-g", str(genes)])
 
 
-def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
+def _rename(predicted: anndata.AnnData, kwargs: DataKwargs) -> None:
     predicted.obs = predicted.obs.rename(columns={kwargs.pert_col: VCC_COLUMN})
     if kwargs.control_pert != VCC_CONTROL:
         labels = predicted.obs[VCC_COLUMN].astype(str)
@@ -140,7 +127,7 @@ def _rename(predicted: "anndata.AnnData", kwargs: "DataKwargs") -> None:
         predicted.obs[VCC_COLUMN] = named.astype("category")
 
 
-def _write(predicted: "anndata.AnnData", output: Path) -> None:
+def _write(predicted: anndata.AnnData, output: Path) -> None:
     try:
         with _as_read(), replacing(output) as draft:
             predicted.write_h5ad(draft)

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
+
 from sesttune.command import open_console, program, run, show_table
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
     from sesttune.data.trial_data import TrialData
     from sesttune.held_out import Model
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         return _roll_back(uri, args.alias, console) if args.rollback else _list(uri, console)
 
 
-def _promote(known: "Run", args: argparse.Namespace, uri: str, console: "Console") -> int:
+def _promote(known: "Run", args: argparse.Namespace, uri: str, console: Console) -> int:
     from sesttune.atomic import room_on_disk
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
@@ -162,7 +164,7 @@ def _judge(
     data: "TrialData",
     args: argparse.Namespace,
     uri: str,
-    console: "Console",
+    console: Console,
 ) -> "tuple[pd.DataFrame, str, bool]":
     """Scores on held-out data, the comparison in words, and whether the candidate is accepted."""
     from sesttune.evaluation.challenge import challenge
@@ -200,7 +202,7 @@ def _judge(
     return scores, said, found.better or args.force is not None
 
 
-def _roll_back(uri: str, alias: str, console: "Console") -> int:
+def _roll_back(uri: str, alias: str, console: Console) -> int:
     from sesttune.tracking.aliases import MODEL_NAME, previous_of, roll_back
 
     left, now = roll_back(uri, alias)
@@ -210,9 +212,7 @@ def _roll_back(uri: str, alias: str, console: "Console") -> int:
     return 0
 
 
-def _list(uri: str, console: "Console") -> int:
-    from rich.table import Table
-
+def _list(uri: str, console: Console) -> int:
     from sesttune.tracking.aliases import MODEL_NAME, versions
 
     found = versions(uri)

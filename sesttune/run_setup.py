@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune.atomic import write_text
@@ -138,8 +139,6 @@ def _starting_state(config: Config, space: "SearchSpace | None") -> dict[str, An
 
 def open_run(output_dir: str, name: str) -> Run:
     """The run `output_dir/name` as it was started; raises UserError where there is none."""
-    from omegaconf import OmegaConf
-
     folder = Path(output_dir).expanduser().absolute() / name
     if not (folder / DATA).is_file():
         runs = run_names(output_dir)
@@ -249,8 +248,6 @@ def _about(data: "TrialData", config: Config) -> dict[str, Any]:
 
 def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:
     """Keep what a run was started with."""
-    from omegaconf import OmegaConf
-
     settings = {"command": _command_line(), "space": space, "config": to_dict(config)}
     write_text(folder / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(settings)))
 
@@ -264,8 +261,6 @@ def _command_line() -> str:
 
 def change_settings(run: Run, changed: Mapping[str, object]) -> Run:
     """`run` with other values of some dotted keys, on disk, too; the rest stays as it was begun."""
-    from omegaconf import OmegaConf
-
     config = with_point(run.config, changed)
     settings = OmegaConf.load(run.folder / SETTINGS)
     for key, value in changed.items():

@@ -8,14 +8,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.command import program, run
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sesttune.run_setup import Run
     from sesttune.tracking.spool import Undelivered
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     return max(damaged, act(runs))
 
 
-def how_to_deliver(folder: "Path", output_dir: str) -> str:
+def how_to_deliver(folder: Path, output_dir: str) -> str:
     """What the output of a run says when MLflow lacked some of it at its end."""
     given = shlex.join([folder.name, "--output-dir", output_dir])
     command = f"{program()} track sync {given}"

@@ -5,6 +5,7 @@ Nothing of Ray's state is kept. After any crash a new run over the same folder c
 would start running trials from step 0 and forget the rungs.
 """
 
+import os
 import shutil
 import signal
 import threading
@@ -103,8 +104,6 @@ def _fit(
     listeners: Sequence[SweepListener],
     slots: Slots,
 ) -> None:
-    import os
-
     # As many workers as slots start at once; Ray's default starts them one by one.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     from ray import tune

@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
+from omegaconf import OmegaConf
+
 from sesttune.config.checks import SEARCHERS
 from sesttune.config.load import check_key
 from sesttune.config.values import refuse_disguised
@@ -46,9 +49,6 @@ def load_space(name_or_path: str) -> SearchSpace:
     Raises UserError naming the file and the key, and what would be right.
     """
     path = _find(name_or_path)
-    import yaml
-    from omegaconf import OmegaConf
-
     try:
         # OmegaConf's reader takes 1e-4 for a number, plain YAML 1.1 takes it for a string.
         content = OmegaConf.to_container(OmegaConf.load(path))

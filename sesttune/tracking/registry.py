@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sesttune.data.trial_data import TrialData
@@ -110,8 +111,6 @@ def _signature(genes: int) -> ModelSignature:
 
 def _example(folder: Path, embed_dim: int) -> pd.DataFrame:
     """Two cells of one set."""
-    from safetensors import safe_open
-
     with safe_open(folder / FEATURES_FILE, "np") as file:
         name = min(file.keys())
     cells = [[0.0] * embed_dim, [0.1] * embed_dim]
