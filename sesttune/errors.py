@@ -11,6 +11,11 @@ class UserError(Exception):
     """A mistake in the input: one line that names the file, key or column, and the fix."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in a line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def check_file(path: Path, what: str = "") -> None:
     """Raise UserError, its line begun with `what`, where `path` is no file that can be read."""
     try:

@@ -24,7 +24,7 @@ from scipy import sparse
 from sesttune.atomic import replacing, write_text
 from sesttune.config.schema import DataKwargs
 from sesttune.data.h5ad import H5adFile
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 
 VCC_COLUMN, VCC_CONTROL = "target_gene", "non-targeting"
 VCC_CELLS, VCC_LOG1P = 200_000, 15.0
@@ -49,10 +49,9 @@ def _check_writable(predicted: anndata.AnnData, source: Path) -> None:
             with h5py.File(which, "w", driver="core", backing_store=False) as file, _as_read():
                 write_elem(file, which, getattr(predicted, which))
         except Exception as error:  # of any kind, by what is held
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"--adata {source}: {which} cannot be written again ({reason}): rename or drop "
-                "what it names"
+                f"--adata {source}: {which} cannot be written again ({first_line(error)}): "
+                "rename or drop what it names"
             ) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sesttune.command import check_output, program, run
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from sesttune.run_setup import Run
@@ -86,9 +86,8 @@ def try_report(run: "Run", outcome: "SweepOutcome") -> None:
     try:
         write_report(run, outcome, ended=True)
     except Exception as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
         again = f"{program()} report --sweep {shlex.quote(run.folder.name)}"
-        log.warning("no report (%s); %s tries again", why, again)
+        log.warning("no report (%s); %s tries again", first_line(error), again)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sesttune.config.load import from_dict, to_dict, to_yaml, with_point
 from sesttune.config.paths import with_whole_paths
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 from sesttune.progress_bars import progress_bars
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def open_run(output_dir: str, name: str) -> Run:
         about = json.loads((folder / DATA).read_text())
         manifest, space = Path(about["manifest"]), settings["space"]
     except Exception as error:  # yaml, json and omegaconf raise unrelated families
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: {SETTINGS} or {DATA} is damaged ({reason})") from None
+        why = first_line(error)
+        raise UserError(f"{folder}: {SETTINGS} or {DATA} is damaged ({why})") from None
     # The folder may have been moved, or be named from elsewhere than where it was begun.
     config = replace(from_dict(settings["config"]), output_dir=output_dir)
     return Run(folder, config, manifest, space)

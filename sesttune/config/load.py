@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sesttune.config.checks import check_values
 from sesttune.config.schema import Config
 from sesttune.config.values import read_value, value_in_file, write_value
-from sesttune.errors import UserError, check_file
+from sesttune.errors import UserError, check_file, first_line
 
 
 def load_config(
@@ -52,7 +52,7 @@ def parse_override(text: str) -> tuple[str, object]:
     try:
         return key, read_value(key, value)
     except Exception as error:  # yaml and omegaconf raise unrelated families
-        raise UserError(f"{key}: cannot read the value '{value}' ({_first_line(error)})") from None
+        raise UserError(f"{key}: cannot read the value '{value}' ({first_line(error)})") from None
 
 
 def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
@@ -76,7 +76,7 @@ def _checked(merged: DictConfig) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # ${another.key} that is not there, or ???
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
     check_values(config)
     return config
 
@@ -129,7 +129,7 @@ def _apply(merged: DictConfig, settings: Mapping[str, object], source: str) -> N
         try:
             OmegaConf.update(merged, key, value)
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}={value} in {source}: {_first_line(error)}") from None
+            raise UserError(f"{key}={value} in {source}: {first_line(error)}") from None
 
 
 def _read_yaml(file: Path) -> dict[str, object]:
@@ -138,7 +138,7 @@ def _read_yaml(file: Path) -> dict[str, object]:
         content = OmegaConf.to_container(OmegaConf.load(file))
         written = yaml.load(file.read_text(), Loader=yaml.BaseLoader)  # of which all is text
     except Exception as error:  # yaml and omegaconf raise unrelated families
-        raise UserError(f"config file {file} is not valid YAML: {_first_line(error)}") from None
+        raise UserError(f"config file {file} is not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"config file {file} must hold a mapping of settings")
     settings, texts = _flatten(cast(dict[str, object], content)), _flatten(written)
@@ -170,7 +170,3 @@ def _leaf_keys(schema: type, prefix: str) -> list[str]:
         else:
             keys.append(f"{prefix}{item.name}")
     return keys
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import pandas as pd
 
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 
 
 def check_frame(frame: h5py.Group | h5py.Dataset, rows: int, path: Path) -> None:
@@ -58,9 +58,8 @@ def read_column(frame: h5py.Group, name: str, rows: int, path: Path) -> Any:
         if len(column) != rows:
             raise ValueError(f"it has {len(column):,} rows, X is of {rows:,}")
     except Exception as error:  # of any kind, by what is damaged
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: {frame.name.strip('/')} column '{name}' cannot be read ({reason}): write it "
-            "again, or drop it"
+            f"{path}: {frame.name.strip('/')} column '{name}' cannot be read "
+            f"({first_line(error)}): write it again, or drop it"
         ) from None
     return column

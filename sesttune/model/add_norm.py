@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sesttune.compiler import missing
+from sesttune.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ def fastest_add_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> AddNorm:
         found, wanted = (function(x, x.to(dtype), norm) for function in (fused_add_norm, add_norm))
         torch.testing.assert_close(found, wanted)
     except Exception as error:  # whatever a compiler and a driver may come up with
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        log.warning("the encoder goes on without its own kernel: %s", said)
+        log.warning("the encoder goes on without its own kernel: %s", first_line(error))
         return add_norm
     return fused_add_norm
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sesttune.atomic import write_text
-from sesttune.errors import UserError, check_file
+from sesttune.errors import UserError, check_file, first_line
 from sesttune.model.safe_pickle import plain, read_checkpoint
 
 KEY = "model.kwargs.se_checkpoint_path"
@@ -166,9 +166,7 @@ def _from_yaml(text: str, path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.create(text))
     except Exception as error:  # yaml and omegaconf raise unrelated families
-        raise UserError(
-            f"{path}: its settings are not YAML: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"{path}: its settings are not YAML: {first_line(error)}") from None
 
 
 def _read_proteins(files: SEFiles, content: dict[str, Any]) -> tuple[list[str], torch.Tensor]:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from sesttune.config.load import from_dict
 from sesttune.config.schema import Config
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 from sesttune.model.st_head import MLP_LAYERS, RMS_EPS, HeadConfig, STHead
 
 EMBED_KEY = "X_state"
@@ -46,8 +46,7 @@ def export_state(
         _write(draft, head, about, features)
         os.rename(draft, folder)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: cannot write it ({reason})") from None
+        raise UserError(f"{folder}: cannot write it ({first_line(error)})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 from sesttune.config.paths import whole_uri
 from sesttune.config.schema import Config
-from sesttune.errors import UserError
+from sesttune.errors import UserError, first_line
 from sesttune.tracking.moved import follow_move
 
 SQLITE = "sqlite:///"
@@ -111,7 +111,7 @@ def problem(error: BaseException, uri: str) -> str:
     """What went wrong with the store at `uri`: the root of `error` in a line, without secrets."""
     while root := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = root
-    line = (str(error) or type(error).__name__).splitlines()[0].replace(uri, without_secrets(uri))
+    line = first_line(error).replace(uri, without_secrets(uri))
     for secret in _secrets(uri):
         line = line.replace(secret, "***")
     return _remedy(line, uri) or line[:200]
