@@ -13,12 +13,12 @@ from rich.table import Table
 
 from sesttune.atomic import replacing
 from sesttune.command import check_output, open_console, run, show_table
+from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sesttune.config.schema import Config
     from sesttune.data.trial_data import TrialData
     from sesttune.held_out import Model
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
-    from sesttune.config.load import load_config, parse_override, with_point
+    from sesttune.config.load import parse_override, with_point
     from sesttune.evaluation.challenge import challenge
     from sesttune.evaluation.scores import genes_not_left_out, losses_of
     from sesttune.held_out import (
@@ -86,7 +86,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from sesttune.tracking.store import tracking_uri
 
     known = None if args.sweep is None else open_run(args.output_dir, args.sweep)
-    uri = tracking_uri(known.config if known else load_config([f"output_dir={args.output_dir}"]))
+    uri = tracking_uri(known.config if known else Config(output_dir=args.output_dir))
     point = dict(parse_override(text) for text in args.overrides)
     if point:  # the model's genes are compared by name, which says more than their number
         point |= {"model.kwargs.input_dim": None, "model.kwargs.output_dim": None}
@@ -154,7 +154,7 @@ def _show_extremes(scores: "pd.DataFrame", console: Console) -> None:
 
 
 def _cell_eval(
-    model: "Model", data: "TrialData", config: "Config", split: str, folder: Path
+    model: "Model", data: "TrialData", config: Config, split: str, folder: Path
 ) -> Table:
     from sesttune.evaluation.cell_eval import run_cell_eval
     from sesttune.evaluation.predictors import head_predictor

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sesttune.command import run
+from sesttune.config.schema import Config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,13 +20,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--state", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--output-dir", default="outputs", help="runs and MLflow: %(default)s")
     args = parser.parse_args(argv)
-    from sesttune.config.load import load_config
     from sesttune.model.head_checkpoint import import_head, read_vectors
     from sesttune.model.state_export import export_state, infer_command
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
-    folder = fetch_model(args.model, tracking_uri(load_config([f"output_dir={args.output_dir}"])))
+    folder = fetch_model(args.model, tracking_uri(Config(output_dir=args.output_dir)))
     head, about = import_head(folder)
     export_state(args.state, head, about, read_vectors(folder))
     print(

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sesttune.command import check_output, run, settings_as_flags
+from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sesttune.config.schema import Config
     from sesttune.data.embeddings import ControlEmbeddings
     from sesttune.data.store import CellStore
     from sesttune.model.st_head import STHead
@@ -59,14 +59,14 @@ def main(argv: Sequence[str]) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed} must not be negative")
     check_output(args.output, (".h5ad",), source=args.adata)
-    from sesttune.config.load import from_dict, load_config, with_point
+    from sesttune.config.load import from_dict, with_point
     from sesttune.data.trial_data import describe_genes, describe_pairing
     from sesttune.model.head_checkpoint import import_head
     from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
-    uri = tracking_uri(load_config([f"output_dir={args.output_dir}"]))
+    uri = tracking_uri(Config(output_dir=args.output_dir))
     folder = fetch_model(args.model, uri)
     head, about = import_head(folder)
     config = from_dict(about["config"])
@@ -112,7 +112,7 @@ def _features(folder: Path, more: Path | None, width: int) -> dict[str, "np.ndar
 
 
 def _read_cells(
-    args: argparse.Namespace, config: "Config", about: dict[str, Any], known: set[str]
+    args: argparse.Namespace, config: Config, about: dict[str, Any], known: set[str]
 ) -> tuple["CellStore", "ControlEmbeddings"]:
     """The input as a cell store of the model's genes, its controls encoded."""
     from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
@@ -162,7 +162,7 @@ def _predict(
     store: "CellStore",
     controls: "ControlEmbeddings",
     features: dict[str, "np.ndarray"],
-    config: "Config",
+    config: Config,
     seed: int,
 ) -> "np.ndarray":
     """log1p expression float32 [cells, genes]: predicted, and of controls their own."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.command import open_console, program, run, show_table
+from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,12 +62,11 @@ def main(argv: Sequence[str]) -> int:
     if args.export_state is not None and (args.sweep is None or args.export_state.exists()):
         raise UserError(f"--export-state {args.export_state} must be new, and goes with --sweep")
     console = open_console()
-    from sesttune.config.load import load_config
     from sesttune.run_setup import open_run
     from sesttune.tracking.store import mlflow_store, tracking_uri
 
     known = None if args.sweep is None else open_run(args.output_dir, args.sweep)
-    config = known.config if known else load_config([f"output_dir={args.output_dir}"])
+    config = known.config if known else Config(output_dir=args.output_dir)
     uri = tracking_uri(config)
     with mlflow_store(uri):
         if known is not None:

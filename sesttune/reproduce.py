@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sesttune.command import open_console, run
+from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
 if TYPE_CHECKING:
-    from sesttune.config.schema import Config
     from sesttune.data.shards import Runner
     from sesttune.run_setup import Run
 
@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
         help="where things lie now, if elsewhere, e.g. data.kwargs.toml_config_path=…",
     )
     args = parser.parse_intermixed_args(argv)
-    from sesttune.config.load import load_config, parse_override, with_point
+    from sesttune.config.load import parse_override, with_point
     from sesttune.model.head_checkpoint import read_about
     from sesttune.recipe import describe, reasons, settings_of
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
     places = dict(parse_override(text) for text in args.overrides)
-    folder = fetch_model(args.model, tracking_uri(load_config([f"output_dir={args.output_dir}"])))
+    folder = fetch_model(args.model, tracking_uri(Config(output_dir=args.output_dir)))
     about = read_about(folder)
     config = with_point(settings_of(about, places), {"output_dir": args.output_dir})
     from sesttune.training.environment import describe_device, versions
@@ -76,7 +76,7 @@ def _same_threads(about: Mapping[str, Any], device: str) -> int:
     return torch.get_num_threads()
 
 
-def _prepare(config: "Config", about: Mapping[str, Any], model: Path, console: Console) -> "Run":
+def _prepare(config: Config, about: Mapping[str, Any], model: Path, console: Console) -> "Run":
     """A run folder on the same data; raises UserError, and leaves nothing, where they changed."""
     from sesttune.run_setup import DATA, prepare_run
 
@@ -118,7 +118,7 @@ def _check_encoder(about: Mapping[str, Any], now: Mapping[str, str]) -> None:
         raise UserError(f"{now['path']} of the files does not hold the values of then")
 
 
-def _check_features(model: Path, manifest: Path, config: "Config") -> None:
+def _check_features(model: Path, manifest: Path, config: Config) -> None:
     """The data's fingerprint is of cells and splits; features are compared one by one."""
     import numpy as np
 
