@@ -118,6 +118,7 @@ def _read_cells(
     from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
     from sesttune.data.store_builder import SourceFile, build_store
     from sesttune.data.value_scale import unlike_training
+    from sesttune.model.se_checkpoint import find_files
     from sesttune.model.se_encoder import SEEncoder
 
     cache = Path(config.data.cache_dir).expanduser().absolute()
@@ -141,9 +142,8 @@ def _read_cells(
     moved = args.model_folder or str(Path(about["encoder"]["path"]).parent)
     kwargs = config.model.kwargs
     with settings_as_flags(FLAGS):
-        encoder = SEEncoder.open(
-            moved,
-            checkpoint,
+        encoder = SEEncoder(
+            find_files(moved, checkpoint),
             cache=cache,
             precision=kwargs.se_precision,
             min_matched=kwargs.se_min_matched,

@@ -204,15 +204,15 @@ def prepared_data(
     `begin` is called before the first bar, and again with each of their steps.
     """
     from sesttune.data.trial_data import TrialData, prepare
+    from sesttune.model.se_checkpoint import find_files
     from sesttune.model.se_encoder import SEEncoder
     from sesttune.out_of_memory import give_back
 
     kwargs, cache = config.model.kwargs, Path(config.data.cache_dir).expanduser()
 
     def encoder() -> SEEncoder:
-        return SEEncoder.open(
-            kwargs.se_model_path,
-            kwargs.se_checkpoint_path,
+        return SEEncoder(
+            find_files(kwargs.se_model_path, kwargs.se_checkpoint_path),
             cache=cache,
             precision=kwargs.se_precision,
             min_matched=kwargs.se_min_matched,

@@ -15,7 +15,6 @@ from sesttune import sweep, train
 from sesttune.atomic import DiskFull, write_text
 from sesttune.command import Main, open_console, run
 from sesttune.config.load import load_config
-from sesttune.model.se_encoder import SEEncoder
 from sesttune.run_lock import only_driver
 from sesttune.run_setup import open_run, prepare_run, prepared_data, write_settings
 
@@ -221,7 +220,8 @@ def test_the_encoder_has_left_the_gpu_before_trials_begin(
         opened.append(weakref.ref(encoder))
         return encoder
 
-    monkeypatch.setattr(SEEncoder, "open", open_encoder)
+    monkeypatch.setattr("sesttune.model.se_checkpoint.find_files", lambda *_: None)
+    monkeypatch.setattr("sesttune.model.se_encoder.SEEncoder", open_encoder)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(opened[0]() is None))
     config = load_config(base=write_tiny(tmp_path).settings())
     prepared_data(config, Console(quiet=True))

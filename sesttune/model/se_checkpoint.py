@@ -51,9 +51,12 @@ class SEWeights:
 
 
 def find_files(
-    model_folder: str | None, checkpoint: str | None, protein_embeddings: str | None
+    model_folder: str | None, checkpoint: str | None = None, protein_embeddings: str | None = None
 ) -> SEFiles:
-    """The files of a model folder, or those named. Raises UserError where it would be a guess."""
+    """The files of a model folder, or those named; reads none of them.
+
+    Raises UserError where they are missing, or it would be a guess.
+    """
     folder = Path(model_folder).expanduser() if model_folder else None
     if checkpoint is not None:
         weights = Path(checkpoint).expanduser()

@@ -23,7 +23,6 @@ from sesttune.model.se_checkpoint import (
     SEFiles,
     SEWeights,
     file_sha256,
-    find_files,
     read_weights,
 )
 from sesttune.model.se_converted import load_converted, save_converted
@@ -85,17 +84,6 @@ class SEEncoder:
         self._vocabulary: dict[str, int] = {}
         self._pad_length = self._cls_token_idx = 0
         self._make_locks()
-
-    @classmethod
-    def open(
-        cls,
-        model_folder: str | None,
-        checkpoint: str | None = None,
-        protein_embeddings: str | None = None,
-        **more: Any,
-    ) -> "SEEncoder":
-        """Find the files (UserError where they are missing or ambiguous); loads no weights."""
-        return cls(find_files(model_folder, checkpoint, protein_embeddings), **more)
 
     def _choose_device(self) -> None:
         device, batch_size = self._asked

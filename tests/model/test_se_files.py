@@ -13,6 +13,10 @@ from sesttune.model.se_demo import write_demo_encoder
 from sesttune.model.se_encoder import SEEncoder
 
 
+def opened(path: Path) -> SEEncoder:
+    return SEEncoder(find_files(None, str(path)))
+
+
 def test_proteins_inside_the_checkpoint_serve_as_well() -> None:
     inside = SEEncoder(find_files(None, str(ORACLE / "se_tiny.ckpt"), None), device="cpu")
     cells = read("cells")
@@ -46,11 +50,11 @@ def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: P
     del content["state_dict"]["bin_encoder.weight"]
     torch.save(content, path)
     with pytest.raises(UserError, match=r"x.ckpt is not an SE checkpoint: it lacks bin_encoder.w"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
+        _ = opened(path).embed_dim
     content["state_dict"] = {"layer.weight": torch.zeros(2)}
     torch.save(content, path)
     with pytest.raises(UserError, match=r"lacks encoder.0.weight, decoder.1.weight"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
+        _ = opened(path).embed_dim
     whole: dict[str, object] = {"state_dict": dict(weights.tensors), "hyper_parameters": hyper}
     for wrong, message in {
         ("nlayers", 3): "nlayers=3, but lacks transformer_encoder.layers.2.linear1.weight",
@@ -59,13 +63,13 @@ def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: P
     }.items():
         torch.save({**content, **whole, "hyper_parameters": hyper | dict([wrong])}, path)
         with pytest.raises(UserError, match=message):
-            _ = SEEncoder.open(None, str(path)).embed_dim
+            _ = opened(path).embed_dim
     torch.save({**content, **whole, "cfg_yaml": "dataset: {pad_length: x, cls_token_idx: 3}"}, path)
     with pytest.raises(UserError, match="pad_length='x' must be a whole number"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
+        _ = opened(path).embed_dim
     torch.save({"anything": 1}, path)
     with pytest.raises(UserError, match="lacks state_dict and/or hyper_parameters"):
-        _ = SEEncoder.open(None, str(path)).embed_dim
+        _ = opened(path).embed_dim
 
 
 def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut.ckpt is truncated, or not in PyTorch's zip format"):
-        _ = SEEncoder.open(None, str(cut)).embed_dim
+        _ = opened(cut).embed_dim
 
 
 def test_several_checkpoints_are_a_question(tmp_path: Path) -> None:
@@ -98,9 +102,9 @@ def test_files_of_a_model_folder(tmp_path: Path) -> None:
 
 def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
     genes = [f"G{i}" for i in range(300)]
-    one = SEEncoder.open(str(write_demo_encoder(tmp_path / "a", genes, 0).parent), None)
-    same = SEEncoder.open(str(write_demo_encoder(tmp_path / "b", genes, 0).parent), None)
-    other = SEEncoder.open(str(write_demo_encoder(tmp_path / "c", genes, 1).parent), None)
+    one = SEEncoder(find_files(str(write_demo_encoder(tmp_path / "a", genes, 0).parent)))
+    same = SEEncoder(find_files(str(write_demo_encoder(tmp_path / "b", genes, 0).parent)))
+    other = SEEncoder(find_files(str(write_demo_encoder(tmp_path / "c", genes, 1).parent)))
     assert one.identity["label"] == "demo-encoder (random weights)"
     assert one.key == same.key != other.key
     assert one.embed_dim == 74
@@ -111,4 +115,4 @@ def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> 
     content = torch.load(source, weights_only=True)
     compiled = {f"_orig_mod.{name}": tensor for name, tensor in content["state_dict"].items()}
     torch.save({**content, "state_dict": compiled}, source)
-    assert SEEncoder.open(str(source.parent), None).embed_dim == 74
+    assert SEEncoder(find_files(str(source.parent))).embed_dim == 74
