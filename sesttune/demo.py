@@ -23,6 +23,7 @@ from sesttune.command import run
 from sesttune.errors import UserError
 
 DEMO_VERSION = 1
+SEED = 7
 N_GENES = 2_000
 N_PERTURBATIONS = 40
 CELL_TYPES = ("alpha", "beta", "gamma")
@@ -99,13 +100,13 @@ def demo_settings(folder: Path) -> dict[str, object]:
     }
 
 
-def write_demo(folder: Path, seed: int = 7) -> None:
+def write_demo(folder: Path) -> None:
     """Write the h5ad files, split file, feature file and encoder into `folder`."""
     import torch
 
     from sesttune.model.se_demo import write_demo_encoder
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     genes = [f"DEMO{number:04d}" for number in range(N_GENES)]
     targets = [genes[i] for i in rng.choice(N_GENES, N_PERTURBATIONS, replace=False)]
     hidden = rng.normal(size=(N_PERTURBATIONS, LATENT)).astype(np.float32)
@@ -125,7 +126,7 @@ def write_demo(folder: Path, seed: int = 7) -> None:
         {t: torch.tensor(f, dtype=torch.float32) for t, f in zip(targets, features, strict=True)},
         folder / "features.pt",
     )
-    write_demo_encoder(folder / "encoder", genes, seed)
+    write_demo_encoder(folder / "encoder", genes, SEED)
 
 
 def _effects(

@@ -50,8 +50,8 @@ RESIDENT_SHARE = 0.6
 ZEROS_WORTH = 1.5
 """How much more memory rows with their zeros may take than compressed ones: at that density (a
 third) a batch of them is half the bytes to read and write, and at a sixth no fewer."""
-_ROWS = 1_024
-"""Made dense at a time while the store is uploaded."""
+_ROWS, _PIECE_BYTES = 1_024, 256 * 2**20
+"""Made dense, and copied, at a time while the data are uploaded."""
 GIB = 2**30
 
 
@@ -253,10 +253,10 @@ class ResidentReader:
         return self._inputs.finish(inputs, target)
 
 
-def _upload(array: np.ndarray, device: torch.device, piece: int = 256 * 2**20) -> Tensor:
-    """`array` on `device`, copied in pieces of some bytes so that the host never holds it whole."""
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`, copied in pieces so that the host never holds it whole."""
     out = torch.empty(array.shape, dtype=torch_dtype(array), device=device)
-    piece = max(piece // max(array[:1].nbytes, 1), 1)
+    piece = max(_PIECE_BYTES // max(array[:1].nbytes, 1), 1)
     for first in range(0, len(array), piece):
         out[first : first + piece] = torch.from_numpy(np.array(array[first : first + piece]))
     return out

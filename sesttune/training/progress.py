@@ -21,9 +21,7 @@ class Progress:
 
     def update(self, step: int, val_loss: float) -> bool:
         """Take in a validation; returns whether it is a new best."""
-        if val_loss < self.best - self.min_delta or (
-            math.isinf(self.best) and math.isfinite(val_loss)
-        ):
+        if val_loss < self.best - self.min_delta:
             self.best, self.best_step, self.without_improvement = val_loss, step, 0
             return True
         self.without_improvement += 1
