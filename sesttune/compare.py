@@ -1,7 +1,6 @@
 """`sesttune compare`: two sweeps on the same data side by side, and whether they differ."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,11 +69,11 @@ def _side(output_dir: str, name: str) -> _Side:
 
 
 def _require_comparable(first: "Run", second: "Run") -> None:
-    from sesttune.run_setup import DATA
     from sesttune.search.warm_start import other_loss
+    from sesttune.training.records import read_data
 
     names = f"{first.folder.name} and {second.folder.name}"
-    prints = [json.loads((run.folder / DATA).read_text())["fingerprint"] for run in (first, second)]
+    prints = [read_data(run.folder)["fingerprint"] for run in (first, second)]
     if prints[0] != prints[1]:
         raise UserError(f"{names} were run on other data, so their losses are not comparable")
     if (key := other_loss(first.config, second.config)) is not None:

@@ -36,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
     if args.output is not None:
         check_output(args.output, (".html",))
     from sesttune.result import unfinished
-    from sesttune.run_setup import RESULT, open_run
+    from sesttune.run_setup import open_run
     from sesttune.search.outcome import read_outcome
+    from sesttune.training.records import RESULT
 
     known = open_run(args.output_dir, args.sweep)
     outcome = read_outcome(known.folder, known.config)
@@ -59,7 +60,8 @@ def write_report(
     from sesttune.report_data import read_report
     from sesttune.reporting.figures import draw_all
     from sesttune.reporting.page import page
-    from sesttune.result import NUMBERS, PLOTS, REPORT
+    from sesttune.result import NUMBERS, PLOTS
+    from sesttune.training.records import REPORT
 
     data = read_report(run, outcome, ended)
     figures = draw_all(data)

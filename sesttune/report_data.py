@@ -28,10 +28,9 @@ from sesttune.reporting.values import (
 )
 from sesttune.reporting.values import PATIENCE as SPENT_PATIENCE
 from sesttune.result import board_cells, closing_lines, cost_unit
-from sesttune.run_setup import DATA, Run
+from sesttune.run_setup import Run
 from sesttune.search.importance import Importance, importance
 from sesttune.search.outcome import SweepOutcome
-from sesttune.search.packing import PACKING
 from sesttune.search.parameter import Parameter
 from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.rules import rules_of
@@ -41,7 +40,7 @@ from sesttune.search.space import SearchSpace
 from sesttune.search.space_file import parse_space
 from sesttune.search.trial_state import ASHA, BUDGET, MAX_STEPS, PATIENCE
 from sesttune.tracking.describe import SHORT, trial_name
-from sesttune.training.records import TrialRecord, list_trials
+from sesttune.training.records import PACKING, SETTINGS, TrialRecord, list_trials, read_data
 from sesttune.training.time_spent import Interval, Line, intervals
 
 _LARGEST_GRID = 100_000
@@ -55,11 +54,10 @@ Made = tuple[Line, Interval]
 def read_report(run: Run, outcome: SweepOutcome, ended: bool) -> ReportData:
     """What a report of `run` shows; `ended`: nothing more will come of it."""
     folder, config = run.folder, run.config
-    about = json.loads((folder / DATA).read_text())
     records = list_trials(folder)
     own = {record.id: own_lines(record, run) for record in records}
     trials = _ranked([_trial(record, own[record.id]) for record in records], outcome)
-    space = None if run.space is None else parse_space(run.space, str(folder / "sweep.yaml"))
+    space = None if run.space is None else parse_space(run.space, str(folder / SETTINGS))
     weights = _importance(space, trials)
     columns, rows = board_cells(outcome)
     unit = cost_unit(line for made in own.values() for line, _ in made)
@@ -75,7 +73,7 @@ def read_report(run: Run, outcome: SweepOutcome, ended: bool) -> ReportData:
         trials=trials,
         unit=unit,
         rungs=_rungs(plan.rungs if plan else None, space, config),
-        baselines=about["baselines"],
+        baselines=read_data(folder)["baselines"],
         progress=progress,
         found=found,
         axes=() if space is None else _axes(space, trials),

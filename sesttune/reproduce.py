@@ -6,7 +6,6 @@ is the same to the last bit; else the difference is named, with what differs.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,11 +77,12 @@ def _same_threads(about: Mapping[str, Any], device: str) -> int:
 
 def _prepare(config: Config, about: Mapping[str, Any], model: Path, console: Console) -> "Run":
     """A run folder on the same data; raises UserError, and leaves nothing, where they changed."""
-    from sesttune.run_setup import DATA, prepare_run
+    from sesttune.run_setup import prepare_run
+    from sesttune.training.records import read_data
 
     training = prepare_run(config, None, console, _refuse_other_encoder(about))
     try:
-        now = json.loads((training.folder / DATA).read_text())
+        now = read_data(training.folder)
         _check_encoder(about, now["encoder"])
         if now["fingerprint"] != about["data_fingerprint"]:
             raise UserError(

@@ -15,14 +15,14 @@ from rich.table import Table
 from sesttune.atomic import write_text
 from sesttune.command import program, resume_command, show_table
 from sesttune.plan_run import against_plan, trained_steps
-from sesttune.run_setup import RESULT, Run
+from sesttune.run_setup import Run
 from sesttune.search.budget import read_spent
 from sesttune.search.outcome import Row, SweepOutcome, read_baselines
 from sesttune.search.recorded import read_schedule
 from sesttune.tracking.describe import SHORT
-from sesttune.training.records import list_trials
+from sesttune.training.records import REPORT, RESULT, list_trials
 
-REPORT, PLOTS = "report.html", "plots"
+PLOTS = "plots"
 NUMBERS = ("val_loss", "step", "mean ± sd")
 """Columns of the leaderboard that stand to the right."""
 

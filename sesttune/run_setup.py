@@ -27,12 +27,11 @@ from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError, first_line
 from sesttune.progress_bars import progress_bars
+from sesttune.training.records import DATA, SETTINGS, read_data, read_settings
 
 if TYPE_CHECKING:
     from sesttune.data.trial_data import TrialData
     from sesttune.search.space import SearchSpace
-
-SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,7 @@ def open_run(output_dir: str, name: str) -> Run:
             f"no run '{name}' in {folder.parent}; there are: {', '.join(runs) or 'none'}"
         )
     try:
-        settings: Any = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
-        about = json.loads((folder / DATA).read_text())
+        settings, about = read_settings(folder), read_data(folder)
         manifest, space = Path(about["manifest"]), settings["space"]
     except Exception as error:  # yaml, json and omegaconf raise unrelated families
         why = first_line(error)
@@ -184,7 +182,7 @@ def run_data(run: Run, console: Console) -> "TrialData":
 def _refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
     from sesttune.data.identity import changed
 
-    parts = changed(json.loads((run.folder / DATA).read_text()), now)
+    parts = changed(read_data(run.folder), now)
     if parts:
         raise UserError(
             f"the {parts[0]} have changed since {run.folder.name} was started: its results would "

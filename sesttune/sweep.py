@@ -180,11 +180,11 @@ def _run(sweep: "Run", console: Console, plan: "Plan | None", resume: bool) -> i
     from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
-    from sesttune.training.records import list_trials
+    from sesttune.training.records import SETTINGS, list_trials
 
     assert sweep.space is not None
     config, folder = sweep.config, sweep.folder
-    space = parse_space(sweep.space, str(folder / "sweep.yaml"))
+    space = parse_space(sweep.space, str(folder / SETTINGS))
     again = resume_command("sweep", folder.name, config.output_dir)
     if not resume:  # said in advance: where Ray, or the machine, dies, nobody can
         console.print(f"if it is interrupted: {again}")

@@ -11,9 +11,10 @@ from sesttune.compiler import missing
 from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.plan_run import plan_run
-from sesttune.run_setup import SETTINGS, Run
+from sesttune.run_setup import Run
 from sesttune.search.ray_session import Slots
 from sesttune.search.space_file import parse_space
+from sesttune.training.records import SETTINGS
 
 SPACE = {
     "searcher": "grid",

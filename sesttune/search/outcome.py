@@ -1,6 +1,5 @@
 """What came of a sweep: the leaderboard, each trial's verdict, the finals."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from sesttune.errors import UserError
 from sesttune.search.finals import Standing, difference, standings
 from sesttune.search.recorded import read_schedule, read_states, reports
 from sesttune.search.verdict import Line, Verdict, judge
-from sesttune.training.records import TrialRecord, list_trials
+from sesttune.training.records import DATA, TrialRecord, list_trials, read_data
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,7 @@ def _finals(folder: Path, config: Config) -> list[Standing]:
 
 def read_baselines(folder: Path) -> dict[str, float]:
     """The val_loss of each baseline, as measured when the data were prepared."""
-    about = folder / "data.json"
-    known: dict[str, float] = {}
-    if about.exists():
-        known = json.loads(about.read_text()).get("baselines", {})
-    return known
+    return dict(read_data(folder).get("baselines", {})) if (folder / DATA).exists() else {}
 
 
 def leaderboard(

@@ -22,8 +22,8 @@ from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.out_of_memory import CONTEXT_GIB
 from sesttune.search.space import SearchSpace
+from sesttune.training.records import PACKING
 
-PACKING = "packing.json"
 COUNTS = (1, 2, 4)
 GAIN = 1.1
 """Less than a tenth more steps is not worth trials that each take longer."""

@@ -28,6 +28,7 @@ from sesttune.search.verdict import UNSTABLE, judge
 from sesttune.training.records import (
     LAST,
     METRICS,
+    SCHEDULE,
     TrialRecord,
     list_trials,
     read_metrics,
@@ -37,8 +38,6 @@ from sesttune.training.records import (
     update_trial,
     write_trial,
 )
-
-SCHEDULE = "schedule.json"
 
 
 class RecordedCurves:

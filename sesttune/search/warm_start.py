@@ -5,33 +5,35 @@ settings are those of an earlier one but for max_steps goes on from that one's l
 So stages (5,000 steps, 20,000, 40,000) each continue the one before.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from sesttune.atomic import room_on_disk
 from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
-from sesttune.search.recorded import SCHEDULE, earlier_folder, read_schedule
+from sesttune.search.recorded import earlier_folder, read_schedule
 from sesttune.search.searcher import Observed
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
 from sesttune.training.records import (
+    DATA,
     LAST,
     METRICS,
     RECORD,
+    SCHEDULE,
+    SETTINGS,
     TrialRecord,
     list_trials,
+    read_data,
+    read_settings,
     trial_folder,
 )
 
-_ABOUT = ("sweep.yaml", "data.json")
+_ABOUT = (SETTINGS, DATA)
 _SAME_LOSS = ("model.kwargs.loss", "model.kwargs.st_cell_set_len", "training.train_seed")
 """Settings that must agree for val_losses to be comparable."""
 _OTHER_STOP = {
@@ -120,13 +122,12 @@ def _link(path: Path, target: Path) -> None:
 def check_earlier(source: Path, config: Config) -> Config:
     """The settings of the sweep in `source`; raises UserError where they are not comparable."""
     if not all((source / name).is_file() for name in _ABOUT):
-        known = sorted(path.parent.name for path in source.parent.glob("*/sweep.yaml"))
+        known = sorted(path.parent.name for path in source.parent.glob(f"*/{SETTINGS}"))
         raise UserError(
             f"sweep.warm_start={source.name}: no such sweep in {source.parent}; there are: "
             f"{', '.join(known) or 'none'}"
         )
-    settings: Any = OmegaConf.to_container(OmegaConf.load(source / "sweep.yaml"))
-    then = from_dict(settings["config"])
+    then = from_dict(read_settings(source)["config"])
     key = other_loss(then, config)
     if key is not None:
         one, two = settings_by_key(then)[key], settings_by_key(config)[key]
@@ -142,8 +143,7 @@ def changed_inputs(source: Path, folder: Path) -> list[str]:
 
     Trainings of such a sweep are not gone on with. Raises UserError where it is the cells.
     """
-    abouts = [json.loads((sweep / "data.json").read_text()) for sweep in (source, folder)]
-    parts = changed(*abouts)
+    parts = changed(read_data(source), read_data(folder))
     if CELLS in parts:
         raise UserError(
             f"sweep.warm_start={source.name}: it was run on other data, so their losses are not "

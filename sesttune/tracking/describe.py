@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from sesttune.training.records import TrialRecord
+from sesttune.training.records import TrialRecord, read_settings
 
 SHORT = {"batch_size": "batch", "max_steps": "steps"}
 NOTE_LIMIT = 8_000
@@ -111,8 +109,7 @@ def _leaderboard(
 
 def _searched(folder: Path) -> list[str]:
     """The searched keys and their ranges, from the settings of the run."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "sweep.yaml"))
-    space = settings.get("space")
+    space = read_settings(folder).get("space")
     if not space:
         return []
     lines = ["", f"**Space** ({space['searcher']}, {space['num_trials']} trials):", ""]

@@ -6,9 +6,7 @@ All of it lies in the run folder; `sesttune reproduce` reads it back from `head.
 import json
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from sesttune.training.records import TrialRecord
+from sesttune.training.records import SCHEDULE, TrialRecord, read_settings
 
 _ENVIRONMENT = ("device", "threads", "micro_batch", "earlier_versions")
 
@@ -20,15 +18,14 @@ def provenance(record: TrialRecord) -> dict[str, Any]:
     `last_step` is the last validation; `environment` is where the trial ran.
     """
     run = record.folder.parent.parent
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "sweep.yaml"))
-    schedule = record.folder / "schedule.json"  # of trials that a schedule ran
+    schedule = record.folder / SCHEDULE  # of trials that a schedule ran
     placed = json.loads(schedule.read_text()) if schedule.exists() else {}
     lines = record.metrics()
     return {
         "sweep": run.name,
         "trial": record.id,
         "params": record.params,
-        "command": settings["command"],
+        "command": read_settings(run)["command"],
         "continues": placed.get("continues"),
         "last_step": int(lines[-1]["step"]) if lines else None,
         "versions": record.facts.get("versions", {}),

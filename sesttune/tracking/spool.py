@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from sesttune.errors import UserError
-from sesttune.training.records import BEST, PROFILE, TrialRecord, list_trials, read_object
+from sesttune.training.records import (
+    BEST,
+    PACKING,
+    PROFILE,
+    REPORT,
+    RESULT,
+    SETTINGS,
+    TrialRecord,
+    list_trials,
+    read_object,
+)
 
-CURSOR, LOCK, RESULT = "tracking.json", ".tracking.lock", "result.json"
-SWEEP_FILES = (RESULT, "sweep.yaml", "packing.json", "report.html")
+CURSOR, LOCK = "tracking.json", ".tracking.lock"
+SWEEP_FILES = (RESULT, SETTINGS, PACKING, REPORT)
 """Of an ended run; of `RESULT` MLflow gets the leaderboard."""
 
 

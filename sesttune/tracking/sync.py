@@ -22,7 +22,6 @@ from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name
 from sesttune.tracking.experiment import Experiment, in_ms
 from sesttune.tracking.spool import (
     CURSOR,
-    RESULT,
     KeptFile,
     ending,
     file_key,
@@ -34,7 +33,14 @@ from sesttune.tracking.spool import (
 )
 from sesttune.tracking.store import patient_client, problem, quick_client, without_secrets
 from sesttune.tracking.views import PARENT_TAG, run_page
-from sesttune.training.records import TrialRecord, list_trials, metrics_bytes
+from sesttune.training.records import (
+    DATA,
+    RESULT,
+    TrialRecord,
+    list_trials,
+    metrics_bytes,
+    read_data,
+)
 
 NOTE_TAG = "mlflow.note.content"
 NOT_METRICS = ("step", "time", "max_steps")
@@ -52,7 +58,7 @@ class RunTracker:
         self.folder, self._uri = folder, uri
         self._client = MlflowClient(uri)
         self._experiment = Experiment(self._client, uri, experiment)
-        self._about: dict[str, Any] = json.loads((folder / "data.json").read_text())
+        self._about = read_data(folder)
         self._cursor = read_cursor(folder)
 
     def sync(self, files: bool = True) -> str | None:
@@ -122,7 +128,7 @@ class RunTracker:
     def _began(self) -> float:
         """A copied folder's files are younger than what is recorded in them."""
         curves = (record.metrics() for record in list_trials(self.folder))
-        made = (self.folder / "data.json").stat().st_mtime
+        made = (self.folder / DATA).stat().st_mtime
         return min([made, *(lines[0]["time"] for lines in curves if lines)])
 
     def _sync_trial(self, record: TrialRecord, parent: str) -> None:

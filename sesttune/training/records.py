@@ -1,4 +1,4 @@
-"""What a trial leaves on disk, and how the rest of the program reads it.
+"""What a run and its trials leave on disk, and how the rest of the program reads it.
 
 The run folder is the single truth: the searcher, the rungs, the live table and
 MLflow are all filled from `trial.json` and `metrics.jsonl`, so any of them can
@@ -9,12 +9,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import OmegaConf
 
 from sesttune.atomic import room_on_disk, write_text
 from sesttune.errors import UserError
 
-METRICS, RECORD = "metrics.jsonl", "trial.json"
+SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
+REPORT, PACKING = "report.html", "packing.json"
+"""In a run folder; docs/architecture.md says what each holds."""
+METRICS, RECORD, SCHEDULE = "metrics.jsonl", "trial.json", "schedule.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
 PROFILE = "profile"
 FINISHED = ("done", "stopped", "failed")
@@ -46,6 +51,16 @@ class TrialRecord:
 
     def metrics(self) -> list[dict[str, float]]:
         return read_metrics(self.folder)
+
+
+def read_settings(run_folder: Path) -> dict[str, Any]:
+    """What the run was started with: `command`, `space` and `config`."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(run_folder / SETTINGS)))
+
+
+def read_data(run_folder: Path) -> dict[str, Any]:
+    """What the run is trained on: `id`, `manifest`, `fingerprint`, `encoder`, ..."""
+    return dict(json.loads((run_folder / DATA).read_text()))
 
 
 def trial_folder(run_folder: Path, trial_id: str) -> Path:
