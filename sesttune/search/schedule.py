@@ -3,7 +3,7 @@
 Plain state over recorded results, without clock, files or engine: Ray, the simulator and a resumed
 driver get the same answers from the same records. In this order a free GPU gets
 1. a trial that was under way when the driver died;
-2. a trial stopped by a rung that would pass it by what was recorded there since (`promotion`);
+2. a trial stopped by a rung that would pass it by what was recorded there since (`stopped_trials`);
 3. a new point of the searcher, unless its training is another trial's, too (`shared_training`);
 4. at the end, the best stopped trials of each rung, until there are as many finalists as wanted;
 5. the remedy of an unstable winner (on request), then repeats of the finalists with other seeds;
@@ -22,11 +22,11 @@ from sesttune.search.finals import (
     standings,
     untried_remedy,
 )
-from sesttune.search.promotion import StoppedTrials
 from sesttune.search.protocol import Job
 from sesttune.search.rules import Rules
 from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining, may_be_longer
+from sesttune.search.stopped_trials import StoppedTrials
 from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
 from sesttune.search.verdict import next_budget
 

@@ -18,11 +18,11 @@ from sesttune.config.schema import Config
 from sesttune.data.loader import TrainingBatches
 from sesttune.host_memory import mapped_gib
 from sesttune.training.compiled import NOT_COMPILED
+from sesttune.training.learning_rate import learning_rate
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
 from sesttune.training.saving import Saver, restore_optimizer
-from sesttune.training.schedule import learning_rate
 from sesttune.training.system_metrics import SystemMetrics
 from sesttune.training.validation import Validation
 

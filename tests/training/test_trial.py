@@ -14,8 +14,8 @@ from sesttune.config.load import load_config
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import prepare
 from sesttune.model.head_checkpoint import read_checkpoint
+from sesttune.training.learning_rate import learning_rate
 from sesttune.training.records import read_metrics, read_trial
-from sesttune.training.schedule import learning_rate
 from sesttune.training.trial import run_trial
 
 

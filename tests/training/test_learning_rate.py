@@ -3,7 +3,7 @@ import math
 import pytest
 
 from sesttune.config.schema import TrainingConfig
-from sesttune.training.schedule import learning_rate
+from sesttune.training.learning_rate import learning_rate
 
 
 def rates(**settings: object) -> list[float]:
