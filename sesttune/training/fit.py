@@ -50,21 +50,21 @@ def fit(
     module = TrialModule(config, STHead(head_config(config, data)), micro.accumulate)
     progress = Progress(training.patience if training.early_stopping else None, training.min_delta)
     last = folder / "checkpoints" / LAST
-    own = last.is_file()
-    state = read_training_state(last) if own else starting_state(config)
-    if state is not None:
-        if not own:
-            refuse_other_data(state, config, data)
-        restore_weights(module, state, last if own else Path(str(config.model.checkpoint)))
-    validate_first = _continue_metrics(folder, state if own else None)
-    if own and state is not None:
-        progress.load_state_dict(state["progress"])
+    own = read_training_state(last) if last.is_file() else None
+    state = own or starting_state(config)
+    if own is not None:
+        restore_weights(module, own, last)
+        progress.load_state_dict(own["progress"])
+    elif state is not None:
+        refuse_other_data(state, config, data)
+        restore_weights(module, state, Path(str(config.model.checkpoint)))
+    validate_first = _continue_metrics(folder, own)
     first_step = int(state["step"]) if state else 0
     sampler = CellSetSampler(data, config.model.kwargs.st_cell_set_len, seed)
     sampler.load_state_dict({"sets": int(state["sets_drawn"]) if state else 0})
     saver = Saver(folder / "checkpoints", config, data, module, progress)
-    if own and state is not None:
-        saver.complete(state, periodic=first_step % training.ckpt_every_n_steps == 0)
+    if own is not None:
+        saver.complete(own, periodic=first_step % training.ckpt_every_n_steps == 0)
     batches = TrainingBatches(sampler, reader, micro.sets, training_workers(config))
     callback = TrialCallback(
         config,
