@@ -14,6 +14,12 @@ from sesttune.reporting.values import ReportData
 
 COMMANDS = ("promote", "browse")
 """Closing lines that are commands to paste."""
+FIRST = ("verdict", "remedy", *COMMANDS)
+"""Closing lines that a decision begins with; the others come after the box."""
+_NOT_ENDED = (
+    "<p><strong>Not ended:</strong> this run is running, or was stopped and goes on with "
+    "--resume; there is no verdict yet. What follows is so far.</p>"
+)
 _STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --text: #1b1b1b; --soft: #5a5a5a;
   --line: #d5d5d5; --box: #f3f5f7; --accent: #0072B2; }
@@ -61,14 +67,10 @@ def page(data: ReportData, figures: Sequence[Shown], numbers: Sequence[str]) -> 
 
 
 def _verdict(data: ReportData) -> str:
-    first = [pair for pair in data.summary if pair[0] in ("verdict", "remedy", *COMMANDS)]
-    first.sort(key=lambda pair: ("verdict", "remedy", *COMMANDS).index(pair[0]))
-    rest = [pair for pair in data.summary if pair not in first and pair[0] != "report"]
-    running = (
-        "<p><strong>Not ended:</strong> this run is running, or was stopped and goes on with "
-        "--resume; there is no verdict yet. What follows is so far.</p>"
-    )
-    running = "" if data.ended else running
+    texts = dict(data.summary)
+    first = [(name, texts[name]) for name in FIRST if name in texts]
+    rest = [pair for pair in data.summary if pair[0] not in (*FIRST, "report")]
+    running = "" if data.ended else _NOT_ENDED
     return "\n".join(
         [
             f'<section class="verdict"><h2>Verdict and next command</h2>{running}',
