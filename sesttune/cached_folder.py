@@ -93,8 +93,11 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     draft.mkdir()
     try:
         build(draft)
-        found = sorted(draft.iterdir())
-        files = {file.name: (file.stat().st_size, _sha256(file)) for file in found}
+        found = sorted(path for path in draft.rglob("*") if path.is_file())
+        files = {
+            file.relative_to(draft).as_posix(): (file.stat().st_size, _sha256(file))
+            for file in found
+        }
         (draft / COMPLETE).write_text(json.dumps(files))
         os.rename(draft, folder)
     except UserError:

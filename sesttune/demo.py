@@ -9,20 +9,16 @@ Made once in about ten seconds and kept in the cache folder.
 """
 
 import argparse
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sesttune.atomic import room_on_disk
+from sesttune.cached_folder import COMPLETE, cached_folder
 from sesttune.command import run
-from sesttune.errors import UserError
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 SEED = 7
 N_GENES = 2_000
 N_PERTURBATIONS = 40
@@ -54,23 +50,7 @@ test = [TEST]
 
 def demo_folder(cache_dir: str | Path) -> Path:
     """Where the demo lies, making it on first use."""
-    folder = Path(cache_dir).expanduser() / f"demo-v{DEMO_VERSION}"
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
-        except OSError as error:
-            raise UserError(f"data.cache_dir: cannot write to {folder.parent} ({error})") from None
-        try:
-            with room_on_disk(folder.parent):
-                write_demo(draft)
-            os.rename(draft, folder)
-        except OSError:
-            if not folder.is_dir():  # a second process may have finished first
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return folder
+    return cached_folder(Path(cache_dir).expanduser() / f"demo-v{DEMO_VERSION}", write_demo)
 
 
 def demo_settings(folder: Path) -> dict[str, object]:
@@ -182,7 +162,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("sesttune demo", description=main.__doc__)
     parser.add_argument("--cache-dir", default="~/.cache/sesttune", help="default: %(default)s")
     folder = demo_folder(parser.parse_args(argv).cache_dir)
-    print(f"demo data in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    names = sorted(path.name for path in folder.iterdir() if path.name != COMPLETE)
+    print(f"demo data in {folder}: {', '.join(names)}")
     return 0
 
 

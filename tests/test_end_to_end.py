@@ -125,7 +125,7 @@ def test_promote_and_predict(folder: Path, output: str) -> None:
     assert "registered se-st version 1 as 'champion'" in done.stdout
     version = client(folder).get_model_version_by_alias("se-st", "champion")
     assert version.tags["sweep"] == "first"
-    source = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    source = next((folder / "cache").glob("demo-*/")) / "gamma.h5ad"
     done = sesttune(
         folder,
         *("sesttune.predict", "--model", "models:/se-st@champion"),
@@ -156,7 +156,7 @@ def test_a_challenge_entry_holds_the_same_predictions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    source = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    source = next((folder / "cache").glob("demo-*/")) / "gamma.h5ad"
     arguments = ["--model", "models:/se-st@champion", "--adata", str(source), "--vcc"]
     assert run_command(predict.main, [*arguments, "--output", "entry.h5ad"]) == 0
     assert "cell-eval prep -i entry.h5ad -g entry.genes.csv" in capsys.readouterr().out
@@ -240,7 +240,7 @@ def test_promote_and_predict_refuse_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    whole = next((folder / "cache").glob("demo-*")) / "gamma.h5ad"
+    whole = next((folder / "cache").glob("demo-*/")) / "gamma.h5ad"
     options = {
         "promote": {"--sweep": "first"},
         "predict": {
