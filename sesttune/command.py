@@ -169,6 +169,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which trained head: `--sweep`, `--trial`, `--step`."""
+    parser.add_argument("--sweep", metavar="NAME", help="sweep or training")
+    parser.add_argument("--trial", metavar="ID", help="default: the best trial")
+    parser.add_argument("--step", type=int, metavar="N", help="a checkpoint; default: best")
+
+
 def read_config(args: argparse.Namespace, base: Mapping[str, object] | None = None) -> "Config":
     """The configuration of the arguments that `add_config_arguments` declared."""
     from sesttune.config.load import load_config

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.atomic import replacing
-from sesttune.command import check_output, open_console, run, show_table
+from sesttune.command import add_trial_arguments, check_output, open_console, run, show_table
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
@@ -28,8 +28,6 @@ SHOWN = 5
 
 def main(argv: Sequence[str]) -> int:
     """Score a model on the held-out conditions of its data, beside the mean baselines."""
-    from sesttune.held_out import PLACES, add_trial_arguments
-
     parser = argparse.ArgumentParser("sesttune evaluate", description=main.__doc__)
     parser.add_argument("--model", help="models:/se-st@champion, or a folder with head.json")
     add_trial_arguments(parser)
@@ -54,8 +52,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--trial and --step go with --sweep, not with --model")
     if args.output is not None:
         check_output(args.output, (".csv",))
+    from sesttune.config.paths import INPUTS
+
     keys = [text.lstrip("+").partition("=")[0] for text in args.overrides]
-    wrong = [key for key in keys if not key.startswith("data.") and key not in PLACES]
+    wrong = [key for key in keys if not key.startswith("data.") and key not in INPUTS]
     if wrong:
         raise UserError(f"{wrong[0]}: only data.* settings can be changed, the model is fixed")
     if args.cell_eval is not None:

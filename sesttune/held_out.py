@@ -4,27 +4,37 @@ Every model is shown the same cells in the same sets. One that was trained on ot
 another encoder or other perturbation features, sees them through its own.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
+from sesttune.config.paths import INPUTS
+from sesttune.config.schema import Config
+from sesttune.data.identity import other_embeddings
+from sesttune.data.sampling import fixed_sets
+from sesttune.data.trial_data import TrialData, name_of
+from sesttune.data.value_scale import unlike_training
 from sesttune.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from sesttune.config.schema import Config
-    from sesttune.data.trial_data import TrialData
-    from sesttune.model.st_head import STHead
-    from sesttune.run_setup import Run
-    from sesttune.training.records import TrialRecord
+from sesttune.evaluation.baselines import baseline_predictors
+from sesttune.evaluation.predictors import head_predictor
+from sesttune.evaluation.scores import METRICS, score, summary
+from sesttune.model.head_checkpoint import import_head, read_vectors
+from sesttune.model.losses import loss_function
+from sesttune.model.st_head import STHead
+from sesttune.run_setup import Run, prepared_data
+from sesttune.search.outcome import read_outcome
+from sesttune.search.recorded import read_schedule
+from sesttune.tracking.provenance import provenance
+from sesttune.training.records import TrialRecord, list_trials
+from sesttune.training.trained_head import trained_head
 
 HEADINGS = {
     "loss": "loss ↓",
@@ -35,15 +45,6 @@ HEADINGS = {
 }
 
 
-PLACES = (
-    "data.kwargs.embed_key",
-    "data.kwargs.perturbation_features_file",
-    "model.kwargs.se_model_path",
-    "model.kwargs.se_checkpoint_path",
-)
-"""Where a model finds its inputs; that they are those it learnt from is checked."""
-
-
 @dataclass(frozen=True)
 class Model:
     """A head in eval mode, what it is called, and how it was made (as `head.json` says).
@@ -52,38 +53,23 @@ class Model:
     """
 
     label: str
-    head: "STHead"
+    head: STHead
     about: dict[str, Any]
-    vectors: Mapping[str, "np.ndarray"] = field(default_factory=dict)
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def config(self) -> "Config":
-        from sesttune.config.load import from_dict
-
+    def config(self) -> Config:
         return from_dict(self.about["config"])
 
     def found_at(self, places: Mapping[str, object]) -> "Model":
-        """The same with its inputs elsewhere; of dotted keys and values those in `PLACES` count."""
-        from sesttune.config.load import to_dict, with_point
-
-        own = {key: value for key, value in places.items() if key in PLACES}
+        """The same with its inputs elsewhere; of dotted keys and values those in `INPUTS` count."""
+        own = {key: value for key, value in places.items() if key in INPUTS}
         config = to_dict(with_point(self.config, own))
         return replace(self, about={**self.about, "config": config})
 
 
-def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which trained head: `--sweep`, `--trial`, `--step`."""
-    parser.add_argument("--sweep", metavar="NAME", help="sweep or training")
-    parser.add_argument("--trial", metavar="ID", help="default: the best trial")
-    parser.add_argument("--step", type=int, metavar="N", help="a checkpoint; default: best")
-
-
-def chosen_trial(run: "Run", trial: str | None) -> "TrialRecord":
+def chosen_trial(run: Run, trial: str | None) -> TrialRecord:
     """The trial `trial` of a run, by default its best; raises UserError where it cannot be had."""
-    from sesttune.search.outcome import read_outcome
-    from sesttune.search.recorded import read_schedule
-    from sesttune.training.records import list_trials
-
     name = run.folder.name
     records = {record.id: record for record in list_trials(run.folder)}
     if not records:
@@ -104,11 +90,8 @@ def chosen_trial(run: "Run", trial: str | None) -> "TrialRecord":
     return records[trial]
 
 
-def trial_model(run: "Run", record: "TrialRecord", step: int | None, data: "TrialData") -> Model:
+def trial_model(run: Run, record: TrialRecord, step: int | None, data: TrialData) -> Model:
     """The head that a trial trained, at its best or at `step`."""
-    from sesttune.tracking.provenance import provenance
-    from sesttune.training.trained_head import trained_head
-
     head, about = trained_head(record, data, step)
     about |= provenance(record)
     return Model(f"{run.folder.name}/{record.id} at step {about['step']:,}", head, about)
@@ -116,38 +99,31 @@ def trial_model(run: "Run", record: "TrialRecord", step: int | None, data: "Tria
 
 def stored_model(model: str, uri: str) -> Model:
     """`models:/NAME@ALIAS` of the registry at `uri`, or a folder with `head.json`."""
-    from sesttune.model.head_checkpoint import import_head, read_vectors
-    from sesttune.tracking.registry import fetch_model
+    from sesttune.tracking.registry import fetch_model  # MLflow takes seconds to import
 
     folder = fetch_model(model, uri)
     head, about = import_head(folder)
     return Model(model, head, about, read_vectors(folder))
 
 
-def held_out_split(data: "TrialData") -> str:
+def held_out_split(data: TrialData) -> str:
     """`test` where the split file has one, else `val`."""
     return "test" if data.conditions("test") else "val"
 
 
 def evaluate_models(
     models: Mapping[str, Model],
-    data: "TrialData",
-    config: "Config",
+    data: TrialData,
+    config: Config,
     split: str,
     console: Console,
     genes: list[str] | None = None,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Scores of the models and of the baselines (`evaluation/scores.py`), all on `data`.
 
     The first model's loss and set length serve for all; `genes` are what `data` were prepared
     with. Raises UserError where a model cannot see these data.
     """
-    from sesttune.data.sampling import fixed_sets
-    from sesttune.evaluation.baselines import baseline_predictors
-    from sesttune.evaluation.predictors import head_predictor
-    from sesttune.evaluation.scores import score
-    from sesttune.model.losses import loss_function
-
     kwargs, seed = config.model.kwargs, config.training.train_seed
     sets = fixed_sets(data, split, kwargs.st_cell_set_len, seed)
     predictors = {}
@@ -160,22 +136,17 @@ def evaluate_models(
 
 def _as_seen_by(
     model: Model,
-    data: "TrialData",
-    config: "Config",
+    data: TrialData,
+    config: Config,
     console: Console,
     genes: list[str] | None,
-) -> "TrialData":
+) -> TrialData:
     """The same cells with the control embeddings and features that `model` was made for."""
-    from sesttune.config.load import settings_by_key, with_point
-    from sesttune.data.identity import other_embeddings
-    from sesttune.data.value_scale import unlike_training
-    from sesttune.run_setup import prepared_data
-
     if model.about["genes"] != data.store.genes:
         raise UserError(f"{model.label} predicts other genes than these data have")
     _refuse_another_scale(model, data, config)
     settings = settings_by_key(config)
-    point = {k: v for k, v in settings.items() if k.startswith("data.") and k not in PLACES}
+    point = {k: v for k, v in settings.items() if k.startswith("data.") and k not in INPUTS}
     point["training.train_seed"] = settings["training.train_seed"]  # it may choose the conditions
     seen = prepared_data(with_point(model.config, point), console, genes=genes)
     then = model.about["encoder"]
@@ -196,10 +167,8 @@ def _as_seen_by(
     return seen
 
 
-def _refuse_other_vectors(model: Model, seen: "TrialData") -> None:
+def _refuse_other_vectors(model: Model, seen: TrialData) -> None:
     """The file may have been written again since."""
-    import numpy as np
-
     rows = zip(seen.store.names["pert"], seen.features, strict=True)
     there = {name: row for name, row in rows if name in model.vectors and row[0] == row[0]}
     other = [name for name, row in there.items() if not np.array_equal(row, model.vectors[name])]
@@ -212,7 +181,7 @@ def _refuse_other_vectors(model: Model, seen: "TrialData") -> None:
         )
 
 
-def _refuse_another_scale(model: Model, data: "TrialData", config: "Config") -> None:
+def _refuse_another_scale(model: Model, data: TrialData, config: Config) -> None:
     own, these = model.config.data.kwargs, config.data.kwargs
     raw = any(about["values"] == "raw" for about in data.store.files)
     given = {own.counts, these.counts} == {"raw", "log1p"}
@@ -227,7 +196,7 @@ def _refuse_another_scale(model: Model, data: "TrialData", config: "Config") -> 
             )
 
 
-def heading(model: "Model", split: str, data: "TrialData") -> str:
+def heading(model: Model, split: str, data: TrialData) -> str:
     """What is evaluated on what, in a line."""
     conditions = data.conditions(split)
     cells = sum(len(condition.rows) for condition in conditions)
@@ -237,21 +206,18 @@ def heading(model: "Model", split: str, data: "TrialData") -> str:
     return said
 
 
-def trained_conditions(own: "TrialData", data: "TrialData", split: str) -> int:
+def trained_conditions(own: TrialData, data: TrialData, split: str) -> int:
     """How many of `split`'s conditions (cell type and perturbation) `own` has for training."""
-    from sesttune.data.trial_data import name_of
 
-    def named(of: "TrialData", part: str) -> list[tuple[str, ...]]:
+    def named(of: TrialData, part: str) -> list[tuple[str, ...]]:
         return [name_of(of.store, condition)[1:] for condition in of.conditions(part)]
 
     trained = set(named(own, "train"))
     return sum(name in trained for name in named(data, split))
 
 
-def score_table(scores: "pd.DataFrame", by: str | None = None) -> Table:
+def score_table(scores: pd.DataFrame, by: str | None = None) -> Table:
     """Mean metrics of each predictor (by a column), the best of each in bold."""
-    from sesttune.evaluation.scores import METRICS, summary
-
     table = Table(box=SIMPLE_HEAD)
     for column in ([by] if by else []) + ["predictor"]:
         table.add_column(column.replace("_", " "))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sesttune.command import open_console, program, run, show_table
+from sesttune.command import add_trial_arguments, open_console, program, run, show_table
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Register a sweep's best model, if it beats the present champion on held-out data."""
-    from sesttune.held_out import add_trial_arguments
-
     parser = argparse.ArgumentParser("sesttune promote", description=main.__doc__)
     add_trial_arguments(parser)
     parser.add_argument("--alias", default="champion", help="default: %(default)s")

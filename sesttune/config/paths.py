@@ -14,6 +14,13 @@ PATHS = (
     "model.kwargs.se_checkpoint_path",
     "model.checkpoint",
 )
+INPUTS = (
+    "data.kwargs.embed_key",
+    "data.kwargs.perturbation_features_file",
+    "model.kwargs.se_model_path",
+    "model.kwargs.se_checkpoint_path",
+)
+"""Where a model finds its inputs; that they are those it learnt from is checked."""
 SQLITE = "sqlite:///"
 
 
