@@ -39,9 +39,9 @@ from sesttune.search.shared_training import MAX_STEPS_KEY
 from sesttune.search.space import SearchSpace
 from sesttune.search.space_file import parse_space
 from sesttune.search.trial_state import ASHA, BUDGET, MAX_STEPS, PATIENCE
-from sesttune.tracking.describe import SHORT, trial_name
-from sesttune.training.records import PACKING, SETTINGS, TrialRecord, list_trials, read_data
-from sesttune.training.time_spent import Interval, Line, intervals
+from sesttune.tracking.describe import short_key, trial_name
+from sesttune.training.records import PACKING, SETTINGS, Line, TrialRecord, list_trials, read_data
+from sesttune.training.time_spent import Interval, intervals
 
 _LARGEST_GRID = 100_000
 """Points beyond which nobody would train them all."""
@@ -191,7 +191,7 @@ def _cost(
     if budgets is None:
         budgets = [_budget(trial.params, config) for trial in trials if trial.repeats is None]
         whole = f"the {len(budgets):,} trials that were searched"
-        ranges = [_name(key) for key, p in space.parameters.items() if p.grid() is None]
+        ranges = [short_key(key) for key, p in space.parameters.items() if p.grid() is None]
         endless = f"of a range ({', '.join(ranges)})" if ranges else "that could be trained"
         why_none = f" There is no full grid {endless}."
     full = sum(budgets)
@@ -251,11 +251,6 @@ def _axis(key: str, parameter: Parameter, seen: Sequence[Any]) -> Axis:
         values = list(dict.fromkeys(values))
         if all(type(value) in (int, float) for value in values):
             values = sorted(values)
-        return Axis(key, _name(key), tuple(values))
+        return Axis(key, short_key(key), tuple(values))
     low, high = min([parameter.low, *seen]), max([parameter.high, *seen])
-    return Axis(key, _name(key), (), low, high, parameter.kind == "loguniform")
-
-
-def _name(key: str) -> str:
-    leaf = key.rpartition(".")[2]
-    return SHORT.get(leaf, leaf)
+    return Axis(key, short_key(key), (), low, high, parameter.kind == "loguniform")

@@ -19,7 +19,7 @@ from sesttune.run_setup import Run
 from sesttune.search.budget import read_spent
 from sesttune.search.outcome import Row, SweepOutcome, read_baselines
 from sesttune.search.recorded import read_schedule
-from sesttune.tracking.describe import SHORT
+from sesttune.tracking.describe import short_key
 from sesttune.training.records import REPORT, RESULT, list_trials
 
 PLOTS = "plots"
@@ -226,6 +226,5 @@ def _parameters(params: dict[str, Any]) -> str:
     parts = []
     for key, value in params.items():
         shown = f"{value:.1e}" if isinstance(value, float) else str(value)
-        leaf = key.rpartition(".")[2]
-        parts.append(f"{SHORT.get(leaf, leaf)}={shown}")
+        parts.append(f"{short_key(key)}={shown}")
     return " ".join(parts)

@@ -11,8 +11,8 @@ from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.finals import Standing, difference, standings
 from sesttune.search.recorded import read_schedule, read_states, reports
-from sesttune.search.verdict import Line, Verdict, judge
-from sesttune.training.records import DATA, TrialRecord, list_trials, read_data
+from sesttune.search.verdict import Verdict, judge
+from sesttune.training.records import DATA, Line, TrialRecord, list_trials, read_data
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from the files of any trial. docs/verdicts.md has the table.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from sesttune.config.schema import Config
+from sesttune.training.records import Line
 
 HEALTHY, CONVERGED, OVERFIT = "healthy", "converged", "overfit"
 UNDERFIT, UNSTABLE, SLOW = "underfit", "unstable", "slow"
@@ -36,9 +37,6 @@ WAITING = 0.1
 """Share of a step spent waiting for data from which data are the bottleneck."""
 LONGEST_EXTENSION = 3
 """Times a trial's budget; more is another training, not the end of this one."""
-
-Line = Mapping[str, float]
-"""One report line of a trial: step, train_loss, val_loss, ..."""
 
 
 @dataclass(frozen=True)

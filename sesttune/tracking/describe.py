@@ -9,7 +9,7 @@ from typing import Any
 
 from sesttune.training.records import TrialRecord, read_settings
 
-SHORT = {"batch_size": "batch", "max_steps": "steps"}
+_SHORT = {"batch_size": "batch", "max_steps": "steps"}
 NOTE_LIMIT = 8_000
 """Characters MLflow keeps of a tag, in every store; the rest it cuts off without a word."""
 ROWS, NOTES = 20, 10
@@ -18,11 +18,14 @@ ROWS, NOTES = 20, 10
 
 def trial_name(record: TrialRecord) -> str:
     """`003 lr=3.1e-04 batch=16 steps=40k`."""
-    parts = []
-    for key, value in record.params.items():
-        leaf = key.rpartition(".")[2]
-        parts.append(f"{SHORT.get(leaf, leaf)}={_short(value)}")
+    parts = [f"{short_key(key)}={_short(value)}" for key, value in record.params.items()]
     return " ".join([record.id, *parts])
+
+
+def short_key(key: str) -> str:
+    """`batch` for `training.batch_size`."""
+    leaf = key.rpartition(".")[2]
+    return _SHORT.get(leaf, leaf)
 
 
 def trial_tags(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -24,6 +24,9 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 PROFILE = "profile"
 FINISHED = ("done", "stopped", "failed")
 
+Line = Mapping[str, float]
+"""One report line of a trial: step, train_loss, val_loss, ... (`callbacks.py`)."""
+
 
 @dataclass(frozen=True)
 class TrialRecord:
@@ -141,7 +144,7 @@ def metrics_bytes(folder: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def append_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+def append_metrics(folder: Path, metrics: Line) -> None:
     """Add one line; written in one call, so a kill leaves at most a torn last line."""
     with room_on_disk(folder), (folder / METRICS).open("a") as file:
         file.write(json.dumps(dict(metrics)) + "\n")

@@ -7,10 +7,10 @@ last line is in none.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-Line = Mapping[str, float]
+from sesttune.training.records import Line
 
 
 @dataclass(frozen=True)
