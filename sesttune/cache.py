@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """List, verify or prune the cache of cell stores and embeddings."""
     parser = argparse.ArgumentParser("sesttune cache", description=main.__doc__)
     parser.add_argument("action", choices=("list", "verify", "prune"))
-    parser.add_argument("--cache-dir", default=DataConfig().cache_dir, help="default: %(default)s")
+    parser.add_argument("--cache-dir", default=DataConfig.cache_dir, help="default: %(default)s")
     parser.add_argument(
         "--older-than", type=float, default=30, metavar="DAYS", help="prune: unused for %(default)s"
     )

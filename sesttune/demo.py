@@ -17,6 +17,7 @@ import numpy as np
 
 from sesttune.cached_folder import COMPLETE, cached_folder
 from sesttune.command import run
+from sesttune.config.schema import DataConfig
 
 DEMO_VERSION = 2
 SEED = 7
@@ -160,7 +161,7 @@ def _write_cell_type(
 def main(argv: Sequence[str]) -> int:
     """Write the demo files and say where."""
     parser = argparse.ArgumentParser("sesttune demo", description=main.__doc__)
-    parser.add_argument("--cache-dir", default="~/.cache/sesttune", help="default: %(default)s")
+    parser.add_argument("--cache-dir", default=DataConfig.cache_dir, help="default: %(default)s")
     folder = demo_folder(parser.parse_args(argv).cache_dir)
     names = sorted(path.name for path in folder.iterdir() if path.name != COMPLETE)
     print(f"demo data in {folder}: {', '.join(names)}")

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
-from sesttune.model.head_checkpoint import FEATURES_FILE, export_head
+from sesttune.model.head_checkpoint import ABOUT_FILE, FEATURES_FILE, export_head
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
 from sesttune.tracking.model_code import write_code
@@ -123,7 +123,7 @@ def fetch_model(model: str, uri: str) -> Path:
     Raises UserError where there is no such model.
     """
     if not model.startswith("models:/"):
-        if not (Path(model) / "head.json").is_file():
+        if not (Path(model) / ABOUT_FILE).is_file():
             raise UserError(
                 f"--model {model}: neither models:/NAME@ALIAS nor a folder with head.json"
             )
@@ -135,7 +135,7 @@ def fetch_model(model: str, uri: str) -> Path:
         except Exception as error:  # MLflow's own, and those of each kind of store
             reason = problem(error, uri)
             raise UserError(f"--model {model}: not in the MLflow registry ({reason})") from None
-    heads = list(folder.rglob("head.json"))
+    heads = list(folder.rglob(ABOUT_FILE))
     if len(heads) != 1:
         raise UserError(f"--model {model} is not a model that sesttune registered")
     return heads[0].parent

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_plus, urlsplit
 
-from sesttune.config.paths import whole_uri
+from sesttune.config.paths import SQLITE, whole_uri
 from sesttune.config.schema import Config
 from sesttune.errors import UserError, first_line
 from sesttune.tracking.moved import follow_move
 
-SQLITE = "sqlite:///"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of the stores that take runs; MLflow's file store no longer does."""
@@ -35,7 +34,7 @@ def tracking_uri(config: Config, before: str | None = None) -> str:
     if before is not None and not before.startswith("sqlite:"):
         return before
     folder = Path(config.output_dir).expanduser().absolute()
-    return f"sqlite:///{folder / DATABASE}"
+    return f"{SQLITE}{folder / DATABASE}"
 
 
 def check_store(config: Config) -> None:
@@ -184,7 +183,7 @@ def require_store(uri: str) -> None:
     """
     if is_gone(uri):
         raise UserError(
-            f"nothing is tracked in {uri.removeprefix('sqlite:///')}: run a sweep first, "
+            f"nothing is tracked in {uri.removeprefix(SQLITE)}: run a sweep first, "
             "name the folder of an earlier one (output_dir=, --output-dir), or set "
             "MLFLOW_TRACKING_URI to the store it was tracked in"
         )
