@@ -17,7 +17,7 @@ class SweepListener:
     def on_report(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         """A trial has validated; `metrics` is its report line."""
 
-    def on_end(self, trial_id: str, record: TrialRecord) -> None:
+    def on_end(self, record: TrialRecord) -> None:
         """A trial has ended; `record` says how."""
 
     def on_tick(self) -> None:

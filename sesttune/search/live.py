@@ -88,14 +88,14 @@ class LiveTable(SweepListener):
         self._steps_made += metrics["step"] - trial.line.get("step", 0)
         trial.line, trial.state = dict(metrics), "running"
 
-    def on_end(self, trial_id: str, record: TrialRecord) -> None:
-        trial = self._trials.setdefault(trial_id, _known(record))
+    def on_end(self, record: TrialRecord) -> None:
+        trial = self._trials.setdefault(record.id, _known(record))
         trial.state = f"{record.status}: {record.stop_reason}"
         trial.shares = _shared_with(record)
         if self._live is None:
             told = f"best val_loss {_number(trial.best())}"
             said = f", {told}" if told not in trial.state else ""  # ASHA names it
-            self._console.print(f"trial {trial_id} {trial.state}{said} [{describe(trial.params)}]")
+            self._console.print(f"trial {record.id} {trial.state}{said} [{describe(trial.params)}]")
 
     def on_tick(self) -> None:
         if self._live is not None and self._clock() - self._drawn >= _REDRAW_S:

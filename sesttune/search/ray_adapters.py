@@ -8,7 +8,7 @@ the `folder` in its settings.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from sesttune.errors import UserError
 from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
-from sesttune.training.records import TrialRecord, read_trial, trial_folder
+from sesttune.training.records import read_trial, trial_folder
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class LedgerCallback(Callback):
         self._refuse_dead_ray()
         self._ledger.tick()
         for record in self._ledger.take_ended():
-            self._tell(partial(_on_end, record=record))
+            self._tell(methodcaller("on_end", record))
         why = self._ledger.closed
         if why is not None and not self._told:
             self._told = True
@@ -174,7 +174,3 @@ def _is_news(record: logging.LogRecord) -> bool:
 def id_of(trial: Trial) -> str:
     """The ledger's id of a Ray trial."""
     return Path(trial.config["folder"]).name
-
-
-def _on_end(listener: SweepListener, record: TrialRecord) -> None:
-    listener.on_end(record.id, record)

@@ -71,8 +71,8 @@ class Heard(SweepListener):
     def on_report(self, trial_id, metrics):
         self.reports.append((trial_id, metrics["step"]))
 
-    def on_end(self, trial_id, record):
-        self.ends.append((trial_id, record.status))
+    def on_end(self, record):
+        self.ends.append((record.id, record.status))
 
     def on_tick(self):
         self.ticks += 1

@@ -45,12 +45,12 @@ def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):
     with LiveTable(Console(file=out, width=40, markup=False, soft_wrap=True), total=4) as live:
         record = play(live, tmp_path)
         assert out.getvalue() == ""
-        live.on_end("002", TrialRecord("002", record.folder, PARAMS, "done", "max_steps"))
+        live.on_end(TrialRecord("002", record.folder, PARAMS, "done", "max_steps"))
     assert out.getvalue() == (
         "trial 002 done: max_steps, best val_loss 1.25 [lr=0.0001235 batch_size=16]\n"
     )
     why = "asha: rung 100, best val_loss 1.25 is above the cutoff 1"
-    live.on_end("002", TrialRecord("002", record.folder, PARAMS, "stopped", why))
+    live.on_end(TrialRecord("002", record.folder, PARAMS, "stopped", why))
     last = out.getvalue().splitlines()[-1]
     assert last == f"trial 002 stopped: {why} [lr=0.0001235 batch_size=16]", "the loss once"
 
@@ -118,7 +118,7 @@ class Sweep:
 
     def tell_ended(self):
         for record in self.ledger.take_ended():
-            self.live.on_end(record.id, record)
+            self.live.on_end(record)
 
     def left(self):
         return self.live.table().title.plain.split(", ")[2]
