@@ -9,6 +9,7 @@ matrix, so no value changes.
 
 import csv
 import io
+import math
 import shlex
 import warnings
 from contextlib import AbstractContextManager
@@ -100,11 +101,14 @@ def write_vcc(
 
     Returns the prep command. Raises UserError where a value is not a log1p value for prep.
     """
-    highest = float(expression.max())
+    highest, of_all_counts = float(expression.max()), math.log1p(kwargs.target_sum)
     if highest >= VCC_LOG1P:
+        fix = "train with a smaller data.kwargs.target_sum"
+        if of_all_counts < VCC_LOG1P:
+            fix = f"no cell has more than {of_all_counts:.3g}: the head is not trained enough"
         raise UserError(
             f"--vcc: predictions go up to {highest:.4g}, cell-eval prep takes log1p values below "
-            f"{VCC_LOG1P:g}: train with a smaller data.kwargs.target_sum"
+            f"{VCC_LOG1P:g}: {fix}"
         )
     starts = range(0, len(expression), BLOCK_ROWS)
     rows = [sparse.csr_matrix(expression[start : start + BLOCK_ROWS]) for start in starts]

@@ -139,10 +139,20 @@ def test_what_prep_would_refuse_is_refused_first(
         check_vcc(source, kwargs)
 
 
-def test_values_too_large_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("total", "fix"),
+    [
+        (1e4, "no cell has more than 9.21: the head is not trained enough"),
+        (1e7, "train with a smaller data.kwargs.target_sum"),
+    ],
+)
+def test_values_too_large_are_refused_and_nothing_is_written(
+    tmp_path: Path, total: float, fix: str
+) -> None:
     source = cells(tmp_path / "in.h5ad", LABELS)
-    with pytest.raises(UserError, match="predictions go up to 15, cell-eval prep takes log1p"):
-        entry(source, tmp_path / "o.h5ad", EXPRESSION + np.float32(0.1), **OTHER_NAMES)
+    settings = {**OTHER_NAMES, "data.kwargs.target_sum": total}
+    with pytest.raises(UserError, match=f"go up to 15, cell-eval prep takes .* below 15: {fix}"):
+        entry(source, tmp_path / "o.h5ad", EXPRESSION + np.float32(0.1), **settings)
     assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
 
 
