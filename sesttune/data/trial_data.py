@@ -242,12 +242,21 @@ def _describe_splits(
 
 
 def describe_pairing(store: CellStore, batch_col: str) -> list[str]:
-    """A line where the pairing of `sampling.ControlPool` has to leave the batch."""
+    """Lines where the pairing of `sampling.ControlPool` leaves the batch, or may not be meant."""
     batch = store.context * len(store.names["batch"]) + store.batch
+    told = []
     alone = ~np.isin(batch[~store.is_control], batch[store.is_control])
-    if not alone.any():
-        return []
-    return [
-        f"{int(alone.sum()):,} of {len(alone):,} perturbed cells have no control of their "
-        f"{batch_col}: theirs are of all batches of the cell type"
-    ]
+    if alone.any():
+        told.append(
+            f"{int(alone.sum()):,} of {len(alone):,} perturbed cells have no control of their "
+            f"{batch_col}: theirs are of all batches of the cell type"
+        )
+    parts = np.unique(batch * len(store.files) + store.file) // len(store.files)
+    found, files = np.unique(parts, return_counts=True)
+    if (files > 1).any():
+        name = store.names["batch"][found[files > 1][0] % len(store.names["batch"])]
+        told.append(
+            f"{int((files > 1).sum()):,} of {len(found):,} batches (e.g. {batch_col} '{name}') "
+            "have cells in several files and are one each: label them by file if they are not"
+        )
+    return told

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_data import CONTROL, MeanEncoder, TinyData, write_tiny
+from helpers.tiny_data import CONTROL, SPLIT, MeanEncoder, TinyData, write_tiny
 
 from sesttune.config.load import load_config
 from sesttune.data.features import read_features
@@ -280,3 +280,17 @@ def test_cells_whose_batch_has_no_control_are_told_of(tmp_path: Path) -> None:
     cells.write_h5ad(tiny.files["beta"])
     told = "10 of 180 perturbed cells have no control of their batch_var"
     assert any(told in note for note in open_data(tiny).notes)
+
+
+def test_a_batch_in_several_files_is_told_of(tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path, split=SPLIT.replace("beta,", "beta,beta2,"))
+    cells = anndata.read_h5ad(tiny.files["beta"])
+    cells[:70].write_h5ad(tiny.files["beta"])
+    other = cells[70:].copy()
+    other.write_h5ad(tmp_path / "beta2.h5ad")
+    [told] = [note for note in open_data(tiny).notes if "in several files" in note]
+    batches = cells.obs["batch_var"].nunique()
+    assert f"{batches} of {3 * batches} batches (e.g. batch_var '" in told
+    other.obs["batch_var"] = "beta2-" + other.obs["batch_var"].astype(str)
+    other.write_h5ad(tmp_path / "beta2.h5ad")
+    assert not any("in several files" in note for note in open_data(tiny).notes)
