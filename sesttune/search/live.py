@@ -108,8 +108,8 @@ class LiveTable(SweepListener):
         title = Text(self._title(), "table.title", overflow="fold", no_wrap=False)
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in _COLUMNS:
-            right = name not in ("config", "state")
-            table.add_column(name, justify="right" if right else "left", no_wrap=name != "state")
+            words = name in ("config", "state")  # which a narrow terminal breaks, and no number
+            table.add_column(name, justify="left" if words else "right", no_wrap=not words)
         for trial_id, trial in sorted(self._trials.items()):
             line = trial.line
             table.add_row(

@@ -19,8 +19,8 @@ from sesttune.training.records import (
 PARAMS = {"training.lr": 0.00012345678, "training.batch_size": 16}
 
 
-def play(live, tmp_path):
-    record = TrialRecord("002", tmp_path / "002", PARAMS)
+def play(live, tmp_path, **more):
+    record = TrialRecord("002", tmp_path / "002", PARAMS | more)
     live.on_start(record, 400)
     line = {"step": 100, "val_loss": 1.5, "best_val_loss": 1.25, "steps_per_s": 2.0}
     live.on_report("002", line)
@@ -38,6 +38,16 @@ def test_a_terminal_sees_every_column_of_a_running_trial(tmp_path):
         assert text in shown
     assert "0:02:30" in shown, "300 steps at 2 a second"
     assert "0/4 trials" in shown
+
+
+def test_a_narrow_terminal_breaks_words_and_no_number(tmp_path):
+    out = io.StringIO()
+    with LiveTable(Console(file=out, force_terminal=True, width=80), total=4) as live:
+        play(live, tmp_path, n_layers=4, max_steps=40_000, replicate=2)
+    shown = out.getvalue()
+    assert "…" not in shown
+    whole = ("002", "batch_size=16", "n_layers=4", "replicate=2", "100/400", "1.25", "0:02:30")
+    assert all(text in shown for text in whole)
 
 
 def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):
