@@ -38,9 +38,18 @@ from sesttune.search.searcher import Observed
 from sesttune.search.shared_training import MAX_STEPS_KEY
 from sesttune.search.space import SearchSpace
 from sesttune.search.space_file import parse_space
-from sesttune.search.trial_state import ASHA, BUDGET, MAX_STEPS, PATIENCE
+from sesttune.search.trial_state import ASHA, BUDGET
 from sesttune.tracking.describe import short_key, trial_name
-from sesttune.training.records import PACKING, SETTINGS, Line, TrialRecord, list_trials, read_data
+from sesttune.training.records import (
+    MAX_STEPS,
+    PACKING,
+    PATIENCE,
+    SETTINGS,
+    Line,
+    TrialRecord,
+    list_trials,
+    read_data,
+)
 from sesttune.training.time_spent import Interval, intervals
 
 _LARGEST_GRID = 100_000

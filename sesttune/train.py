@@ -67,7 +67,7 @@ def train(training: "Run", console: Console) -> int:
     from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri
-    from sesttune.training.records import TrialRecord, trial_folder, write_trial
+    from sesttune.training.records import NAN, TrialRecord, trial_folder, write_trial
     from sesttune.training.trial import run_trial
 
     config, folder = training.config, training.folder
@@ -88,7 +88,7 @@ def train(training: "Run", console: Console) -> int:
     if not mlflow.delivered:
         told = how_to_deliver(folder, config.output_dir)
         console.print(told)
-    return 1 if outcome.best is None or outcome.best.stop_reason == "nan" else 0
+    return 1 if outcome.best is None or outcome.best.stop_reason == NAN else 0
 
 
 def _show(console: Console, folder: Path, line: dict[str, float]) -> None:

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sesttune.search.trial_state import NAN, TrialState
+from sesttune.search.trial_state import TrialState
+from sesttune.training.records import NAN
 
 REPLICATE = "training.replicate"
 SURE = 0.05

@@ -16,18 +16,13 @@ from sesttune.config.load import parse_override, with_point
 from sesttune.config.schema import Config
 from sesttune.search.asha import Report
 from sesttune.search.shared_training import MAX_STEPS_KEY
-from sesttune.search.trial_state import (
-    BUDGET,
-    ENDED,
-    ERROR,
-    MAX_STEPS,
-    NAN,
-    TrialState,
-)
+from sesttune.search.trial_state import BUDGET, ENDED, ERROR, TrialState
 from sesttune.search.verdict import UNSTABLE, judge
 from sesttune.training.records import (
     LAST,
+    MAX_STEPS,
     METRICS,
+    NAN,
     SCHEDULE,
     TrialRecord,
     list_trials,

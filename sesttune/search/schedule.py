@@ -29,6 +29,7 @@ from sesttune.search.shared_training import MAX_STEPS_KEY, SharedTraining, may_b
 from sesttune.search.stopped_trials import StoppedTrials
 from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
 from sesttune.search.verdict import next_budget
+from sesttune.training.records import MAX_STEPS
 
 _ID_DIGITS = 3
 
@@ -267,7 +268,7 @@ class Schedule:
         if draw is not None:
             return self._add(draw[0].point | {REPLICATE: draw[1]}, repeats=draw[0].id)
         winner = None if active else self.winner()
-        if winner is None or winner.reason != "max_steps":
+        if winner is None or winner.reason != MAX_STEPS:
             return None
         if not may_be_longer(winner.point, self.rules.lr_schedule):
             return None

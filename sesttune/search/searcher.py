@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial
 from sesttune.search.axis import axis_of
 from sesttune.search.parameter import Point
 from sesttune.search.space import SearchSpace
-from sesttune.search.trial_state import ERROR, NAN, TrialState
+from sesttune.search.trial_state import ERROR, TrialState
+from sesttune.training.records import NAN
 
 _REDRAWS = 5
 """Of a sampler (a Gaussian process is fitted at each), before a random point is taken."""

@@ -9,15 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from sesttune.search.asha import Report, Rungs, Stop
-from sesttune.search.trial_state import (
-    BEHIND,
-    ENDED,
-    MAX_STEPS,
-    NAN,
-    PATIENCE,
-    WAITING,
-    TrialState,
-)
+from sesttune.search.trial_state import BEHIND, ENDED, WAITING, TrialState
+from sesttune.training.records import MAX_STEPS, NAN, PATIENCE
 
 MAX_STEPS_KEY, LR_SCHEDULE_KEY = "training.max_steps", "training.lr_schedule"
 BestUntil = Callable[[str, int], tuple[int, float]]

@@ -17,6 +17,7 @@ from sesttune.search.protocol import Job, Scheduler
 from sesttune.search.trial_state import TrialState
 from sesttune.search.verdict import CHANGE
 from sesttune.training.progress import Progress
+from sesttune.training.records import MAX_STEPS, NAN, PATIENCE
 
 
 class Landscape(Protocol):
@@ -130,7 +131,7 @@ class Simulation:
         self.time_s, self.slot_s, training.step = at, self.slot_s + took, step
         loss = self._landscape.val_loss(job.point, step)
         if not math.isfinite(loss):
-            scheduler.end(job.id, "nan")
+            scheduler.end(job.id, NAN)
             return
         if self._keep_lines:
             training.lines.append((step, loss))
@@ -142,8 +143,8 @@ class Simulation:
         if stop:
             scheduler.end(job.id, "stopped")
         elif training.progress.exhausted:
-            scheduler.end(job.id, "patience")
+            scheduler.end(job.id, PATIENCE)
         elif step >= job.max_steps:
-            scheduler.end(job.id, "max_steps")
+            scheduler.end(job.id, MAX_STEPS)
         else:
             self._schedule(job, training)

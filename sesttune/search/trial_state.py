@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from sesttune.training.records import MAX_STEPS, PATIENCE
+
 WAITING, BEHIND, RUNNING, ENDED = "waiting", "behind", "running", "ended"
 """Handed out next; waits for the trial it continues; has a slot; has ended."""
 
-MAX_STEPS, PATIENCE, NAN = "max_steps", "patience", "nan"
 ASHA, ERROR, BUDGET = "asha", "error: ", "budget: "
 """How the reason begins: stopped by a rung, failed otherwise, stopped by a limit of the sweep."""
 

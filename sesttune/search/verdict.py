@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sesttune.config.schema import Config
-from sesttune.training.records import Line
+from sesttune.training.records import NAN, PATIENCE, Line
 
 HEALTHY, CONVERGED, OVERFIT = "healthy", "converged", "overfit"
 UNDERFIT, UNSTABLE, SLOW = "underfit", "unstable", "slow"
@@ -76,14 +76,14 @@ def judge(
         return Verdict(
             OVERFIT, turned, f"training.max_steps={max(1, int(best['step']))}", slow=slow
         )
-    if stop_reason != "patience" and fell >= CHANGE:
+    if stop_reason != PATIENCE and fell >= CHANGE:
         label = HEALTHY if slow is None else SLOW
         more = more_steps(config) if lines[-1]["step"] >= training.max_steps else None
         evidence = f"still falling: {moved}" + ("" if slow is None else f"; {slow}")
         return Verdict(label, evidence, more, still_falling=True, slow=slow)
     if (little := _learnt_little(lines, best, baseline)) is not None:
         return Verdict(UNDERFIT, little, _stronger(config), slow=slow)
-    if stop_reason == "patience":
+    if stop_reason == PATIENCE:
         moved = f"patience is spent: best val_loss {best['val_loss']:.4g} at step {_at(best)}"
     else:
         moved += f" (less than {100 * CHANGE:.0f} %)"
@@ -125,7 +125,7 @@ def _fall(lines: Sequence[Line], window: int) -> tuple[float, str]:
 def _swings(lines: Sequence[Line], window: int, stop_reason: str | None) -> str | None:
     """The evidence that the loss jumps up and down, or None."""
     last = lines[-1]
-    if stop_reason == "nan":
+    if stop_reason == NAN:
         norm = last.get("grad_norm", math.nan)
         known = f", grad_norm {norm:.3g}" if math.isfinite(norm) else ""
         value = f"val_loss {last['val_loss']:.4g}{known}"

@@ -22,6 +22,7 @@ from sesttune.training.learning_rate import learning_rate
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
+from sesttune.training.records import MAX_STEPS, NAN, PATIENCE
 from sesttune.training.saving import Saver, restore_optimizer
 from sesttune.training.system_metrics import SystemMetrics
 from sesttune.training.validation import Validation
@@ -60,7 +61,7 @@ class TrialCallback(lightning.Callback):
         self._store_folder = validation.data.store.folder
         self.step = self._first_step
         self.last_report: dict[str, float] = restored["report"] if restored else {}
-        self.stop_reason = "max_steps"
+        self.stop_reason = MAX_STEPS
         self._unreported: dict[str, float] | None = None
         self._micro_batches = 0
         self._compiles = config.training.compile not in NOT_COMPILED
@@ -113,7 +114,7 @@ class TrialCallback(lightning.Callback):
         if self._unreported is not None and not self._saver.writing:
             self.deliver()
         if step % self._training.log_every_n_steps == 0 and self._diverged():
-            self._stop(trainer, "nan")
+            self._stop(trainer, NAN)
             return
         periodic = step % self._training.ckpt_every_n_steps == 0
         if self._due(step):
@@ -146,7 +147,7 @@ class TrialCallback(lightning.Callback):
         with trainer.precision_plugin.forward_context():
             val_loss = self._validation.loss(self._module)
         if not math.isfinite(val_loss) or self._diverged():
-            self._stop(trainer, "nan")
+            self._stop(trainer, NAN)
             return
         self.deliver()
         best = self.progress.update(self.step, val_loss)
@@ -171,7 +172,7 @@ class TrialCallback(lightning.Callback):
         self._saver.save_validated(self._state(trainer, line), best, periodic)
         self.last_report = self._unreported = line
         if self.progress.exhausted:
-            self._stop(trainer, "patience")
+            self._stop(trainer, PATIENCE)
 
     def _state(self, trainer: lightning.Trainer, report: dict[str, float]) -> dict[str, Any]:
         sets = self._first_sets + self._micro_batches * self._micro.sets

@@ -18,7 +18,7 @@ from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.module import TrialModule
 from sesttune.training.profiling import StepProfiler
 from sesttune.training.progress import Progress
-from sesttune.training.records import LAST, append_metrics, cut_metrics
+from sesttune.training.records import LAST, PATIENCE, append_metrics, cut_metrics
 from sesttune.training.saving import Saver, read_training_state, restore_weights
 from sesttune.training.starting_point import refuse_other_data, starting_state
 from sesttune.training.trainer import make_trainer
@@ -81,7 +81,7 @@ def fit(
     )
     try:
         if progress.exhausted:
-            callback.stop_reason = "patience"
+            callback.stop_reason = PATIENCE
         elif first_step < training.max_steps:
             callbacks = [callback, *StepProfiler.if_wanted(config, module, folder)]
             steps = training.max_steps - first_step

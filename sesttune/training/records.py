@@ -23,6 +23,8 @@ METRICS, RECORD, SCHEDULE = "metrics.jsonl", "trial.json", "schedule.json"
 BEST, LAST = "best.ckpt", "last.ckpt"
 PROFILE = "profile"
 FINISHED = ("done", "stopped", "failed")
+MAX_STEPS, PATIENCE, NAN = "max_steps", "patience", "nan"
+"""Why a training ended by itself: its budget, too long without a gain, a loss that is no number."""
 
 Line = Mapping[str, float]
 """One report line of a trial: step, train_loss, val_loss, ... (`callbacks.py`)."""

@@ -23,7 +23,15 @@ from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment
 from sesttune.training.fit import fit
 from sesttune.training.micro_batch import MicroBatch
-from sesttune.training.records import LAST, note_facts, read_trial, update_trial
+from sesttune.training.records import (
+    LAST,
+    MAX_STEPS,
+    NAN,
+    PATIENCE,
+    note_facts,
+    read_trial,
+    update_trial,
+)
 from sesttune.training.trainer import pick_device
 
 log = logging.getLogger(__name__)
@@ -98,7 +106,7 @@ def run_trial(
             log.warning(told, micro.sets, micro.accumulate)
     finally:
         forget_compiled(config.training.compile)
-    status = {"max_steps": "done", "patience": "stopped", "nan": "failed"}[done.stop_reason]
+    status = {MAX_STEPS: "done", PATIENCE: "stopped", NAN: "failed"}[done.stop_reason]
     update_trial(folder, status, done.stop_reason)
     return TrialResult(
         done.stop_reason,
