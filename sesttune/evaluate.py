@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,7 +160,11 @@ def _cell_eval(
     from sesttune.evaluation.predictors import head_predictor
 
     predict = head_predictor(model.head, data.controls, data.features)
-    found = run_cell_eval(data, split, predict, config, folder)
+    return cell_eval_table(run_cell_eval(data, split, predict, config, folder), folder)
+
+
+def cell_eval_table(found: Mapping[str, Mapping[str, float]], folder: Path) -> Table:
+    """Each metric that cell-eval computed in any context, by context (`found`)."""
     table = Table(title=f"cell-eval, in {folder}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("metric")
     for context in found:

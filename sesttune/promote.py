@@ -115,8 +115,9 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: Console)
     }
     refuse_overtaken(uri, args.alias, champion)  # scoring takes minutes on real data
     log_held_out(run_id, held_out, candidate.about["step"], uri)
-    with tempfile.TemporaryDirectory() as folder, room_on_disk(Path(folder)):
-        about = write_model(Path(folder), candidate.head, candidate.about, data)
+    with tempfile.TemporaryDirectory() as folder:
+        with room_on_disk(Path(folder)):
+            about = write_model(Path(folder), candidate.head, candidate.about, data)
         version = register(run_id, Path(folder), about, tags, uri)
         refuse_overtaken(uri, args.alias, champion)
         move_alias(uri, args.alias, version)

@@ -1,5 +1,6 @@
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_a_command_that_lacks_a_permission_ends_with_a_line(
 ) -> None:
     assert run(lambda argv: len(closed.read_text())) == 2
     assert capsys.readouterr().err == f"error: {closed}: you lack the permission\n"
+
+
+def test_a_read_only_file_system_ends_a_command_with_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(argv: Sequence[str]) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", "/ro/run/.driver.lock")
+
+    assert run(main, []) == 2
+    assert capsys.readouterr().err == "error: /ro/run/.driver.lock: the file system is read-only\n"

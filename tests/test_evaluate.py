@@ -221,3 +221,10 @@ def test_cell_eval_scores_each_cell_type_or_is_asked_for(
     assert len(row(done.stdout, "pearson_delta")) == 3  # beta and gamma
     assert "it/s" not in done.stderr, "a bar a metric"
     assert (tmp_path / "scores" / "tiny.gamma" / "results.csv").is_file()
+
+
+def test_a_metric_that_a_context_lacks_is_shown_for_the_others() -> None:
+    found = {"d.beta": {"overlap": 0.5}, "d.gamma": {"overlap": 0.25, "clustering": 1.0}}
+    table = evaluate.cell_eval_table(found, Path("scores"))
+    columns = [list(column.cells) for column in table.columns]
+    assert columns == [["overlap", "clustering"], ["0.5", "-"], ["0.25", "1"]]
