@@ -29,6 +29,7 @@ def _wait_for(condition, seconds=300):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_once_more_and_its_trial_continues(tiny, ray, tmp_path):
     class Killer(Heard):
         kills = 0

@@ -74,6 +74,7 @@ def first(quick, tmp_path):
     return shutil.copytree(quick, tmp_path / "quick")
 
 
+@pytest.mark.slow
 def test_a_longer_sweep_continues_the_trainings_of_a_shorter_one(tiny, first, tmp_path):
     config, manifest = tiny
     full = with_point(config, {"training.max_steps": 20, "sweep.warm_start": "quick"})

@@ -89,6 +89,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.kill()
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_one_line_that_does_not_show_it_and_the_right_one_delivers(
     outputs: Path,
     locked: str,

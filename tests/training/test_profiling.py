@@ -31,6 +31,7 @@ def test_a_profile_is_left_on_request(tmp_path: Path) -> None:
     assert record.facts["step_time"].endswith("%")
 
 
+@pytest.mark.slow
 def test_what_a_trial_does_between_two_steps_is_no_part_of_a_step(tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     short = {"training.profile": True, "training.val_check_interval": 1, "training.max_steps": 10}

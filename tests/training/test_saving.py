@@ -93,6 +93,7 @@ def test_two_names_of_one_file_count_once(tmp_path: Path) -> None:
     assert names(tmp_path) == {"last.ckpt", "step=5.ckpt"}
 
 
+@pytest.mark.slow
 def test_the_plans_head_fits_its_limits_over_a_whole_run(tiny: TinyData, tmp_path: Path) -> None:
     """48.9M parameters: 0.2 GB without the optimizer, 0.6 GB with it, 1.5 GB a trial."""
     config = load_config(base=tiny.settings())
