@@ -257,6 +257,16 @@ def test_sinkhorn_approaches_the_transport_cost_of_shifted_points() -> None:
     assert float(sinkhorn_divergence(x + shift, x)) == pytest.approx(cost, rel=0.05)
 
 
+def test_sinkhorn_of_cells_that_coincide_is_zero_and_no_nan() -> None:
+    """Counts of nothing: an untrained head's zeros beside real ones."""
+    x = torch.zeros(1, 4, 3, requires_grad=True)
+    value = sinkhorn_divergence(x, torch.zeros(1, 4, 3))
+    value.sum().backward()
+    assert value.item() == 0
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
 def test_sinkhorn_has_a_gradient_towards_the_target() -> None:
     x, y = sets(6)
     x.requires_grad_()

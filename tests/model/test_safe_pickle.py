@@ -116,6 +116,52 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, offset: int, siz
         read_checkpoint(tmp_path / "x.ckpt")
 
 
+def test_a_tensor_without_its_values_is_refused(tmp_path: Path) -> None:
+    """Else it would be whatever the memory held before."""
+
+    class Hollow:
+        def __reduce__(self) -> tuple[Any, ...]:
+            empty = torch.storage.TypedStorage(
+                wrap_storage=torch.ones(0).untyped_storage(), dtype=torch.float32, _internal=True
+            )
+            arguments = (empty, 0, (2,), (1,), False, {})
+            return (torch._utils._rebuild_tensor_v2, arguments)
+
+    torch.save({"w": Hollow()}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="a tensor without its values"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_values_that_lie_askew_in_the_file_are_copied_to_where_they_are_aligned(
+    tmp_path: Path,
+) -> None:
+    """As files are where a zip program wrote them again; torch itself aligns."""
+    wanted = torch.arange(3, dtype=torch.float64)
+    torch.save({"w": wanted}, tmp_path / "x.ckpt")
+    with zipfile.ZipFile(tmp_path / "x.ckpt") as saved:
+        entries = {name: saved.read(name) for name in saved.namelist()}
+    for before in range(8):
+        with zipfile.ZipFile(tmp_path / "y.ckpt", "w") as archive:
+            for name, content in ({"x/before": bytes(before)} | entries).items():
+                archive.writestr(name, content)
+        found = read_checkpoint(tmp_path / "y.ckpt")["w"]
+        assert found.data_ptr() % 8 == 0
+        assert torch.equal(found, wanted)
+
+
+def test_a_large_tensor_has_a_map_of_its_own_that_goes_with_it(tmp_path: Path) -> None:
+    """Or a model's memory would hold the file as long as any tensor of it is held."""
+    torch.save({"large": torch.ones(1 << 16), "small": torch.ones(2)}, tmp_path / "x.ckpt")
+    found = read_checkpoint(tmp_path / "x.ckpt")
+
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    del found["large"]
+    assert open_files() == before - 1
+
+
 def test_a_zip_that_is_not_what_torch_writes_is_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(4), "dtype": torch.float16}, tmp_path / "x.ckpt")
     assert read_checkpoint(tmp_path / "x.ckpt")["dtype"] is torch.float16
