@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from sesttune.model.st_head import HeadConfig, STHead
 
@@ -49,6 +50,62 @@ def test_cells_see_each_other_within_a_set_and_not_across_sets() -> None:
     before, after = head(control, pert), head(changed, pert)
     assert not torch.allclose(before[0, 0], after[0, 0], atol=1e-5)
     assert torch.equal(before[1], after[1])
+
+
+def by_definition(head: STHead, control: Tensor, pert: Tensor) -> Tensor:
+    """One set through the published formulas, in float64: cells [cells, embed_dim], pert [dim]."""
+    weights = {name: tensor.double() for name, tensor in head.state_dict().items()}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    def mlp(name: str, x: Tensor) -> Tensor:
+        for number in (0, 3, 6):
+            x = linear(f"{name}.{number}", x)
+            x = x * (1 + torch.erf(x / 2**0.5)) / 2
+        return linear(f"{name}.9", x)
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
+
+    def attention(name: str, x: Tensor) -> Tensor:
+        heads, mixed = head.config.n_heads, []
+        parts = (linear(f"{name}.{part}_proj", x).chunk(heads, -1) for part in "qkv")
+        for q, k, v in zip(*parts, strict=True):
+            scores = (q @ k.T / q.shape[1] ** 0.5).exp()
+            mixed.append(scores / scores.sum(1, keepdim=True) @ v)
+        return linear(f"{name}.o_proj", torch.cat(mixed, -1))
+
+    basal = mlp("basal_encoder", control.double())
+    x = basal + mlp("pert_encoder", pert.double())
+    for number in range(head.config.n_layers):
+        layer = f"transformer_backbone.layers.{number}"
+        x = x + attention(f"{layer}.self_attn", norm(f"{layer}.input_layernorm", x))
+        y = norm(f"{layer}.post_attention_layernorm", x)
+        gate = linear(f"{layer}.mlp.gate_proj", y)
+        gated = gate / (1 + (-gate).exp()) * linear(f"{layer}.mlp.up_proj", y)
+        x = x + linear(f"{layer}.mlp.down_proj", gated)
+    return mlp("project_out", norm("transformer_backbone.norm", x) + basal).clamp(min=0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0], ids=["inputs of next to nothing", "usual inputs"])
+def test_forward_is_what_the_formulas_say(scale: float) -> None:
+    """Else a head would no longer be what the public program runs with the same weights."""
+    torch.manual_seed(0)
+    head = STHead(SMALL).eval()
+    with torch.no_grad():
+        for name, tensor in head.named_parameters():  # so that every part counts
+            if tensor.ndim == 2:
+                tensor.normal_(0, 1.5 / tensor.shape[1] ** 0.5)
+            else:
+                tensor.uniform_(0.5, 1.5) if "norm" in name else tensor.normal_(0, 0.1 * scale)
+        head.project_out[-1].bias.fill_(0.1)
+    control, pert = scale * torch.randn(2, 6, 12), scale * torch.randn(2, 8)
+    with torch.inference_mode():
+        found = head(control, pert)
+        wanted = torch.stack([by_definition(head, *one) for one in zip(control, pert, strict=True)])
+    assert (found.double() - wanted).abs().max() < 1e-5 * wanted.max()
+    assert 0.3 < (wanted > 0).double().mean() < 0.9
 
 
 @pytest.mark.oracle

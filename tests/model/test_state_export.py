@@ -37,17 +37,61 @@ def test_every_file_is_plain_and_the_weights_are_the_heads(tmp_path: Path) -> No
     again = STHead(SIZES)
     again.load_state_dict(weights, strict=True)
     assert all(torch.equal(weights[k], v) for k, v in head.state_dict().items())
-    kwargs = content["hyper_parameters"]
-    assert kwargs["cell_set_len"] == SET_LENGTH
-    assert (kwargs["n_encoder_layers"], kwargs["n_decoder_layers"]) == (4, 4)
-    assert kwargs["gene_decoder_bool"] is False
+    backbone = {
+        "bidirectional_attention": True,
+        "vocab_size": 1,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": SIZES.n_layers,
+        "num_attention_heads": SIZES.n_heads,
+        "num_key_value_heads": SIZES.n_heads,
+        "head_dim": 32 // SIZES.n_heads,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": SET_LENGTH,
+    }
+    kwargs = {
+        "input_dim": SIZES.embed_dim,
+        "hidden_dim": 32,
+        "output_dim": 30,
+        "pert_dim": 8,
+        "gene_dim": 30,
+        "gene_names": about["genes"],
+        "n_encoder_layers": 4,
+        "n_decoder_layers": 4,
+        "activation": "gelu",
+        "dropout": SIZES.dropout,
+        "predict_residual": True,
+        "output_space": "gene",
+        "gene_decoder_bool": False,
+        "embed_key": "X_state",
+        "control_pert": "non-targeting",
+        "cell_set_len": SET_LENGTH,
+        "distributional_loss": "energy",
+        "transformer_backbone_key": "llama",
+        "transformer_backbone_kwargs": backbone,
+    }
+    assert content["hyper_parameters"] == kwargs
     settings = yaml.safe_load((tmp_path / "state/config.yaml").read_text())
     columns = settings["data"]["kwargs"]
-    assert (columns["control_pert"], columns["cell_type_key"]) == ("non-targeting", "line")
-    assert columns["embed_key"] == "X_state"
+    assert columns == {
+        "pert_col": "target_gene",
+        "cell_type_key": "line",
+        "batch_col": "batch_var",
+        "control_pert": "non-targeting",
+        "embed_key": "X_state",
+        "output_space": "gene",
+    }
+    del kwargs["gene_names"]
+    assert settings["model"] == {"name": "state", "kwargs": kwargs}
     dims = pickle.loads((tmp_path / "state/var_dims.pkl").read_bytes())
-    assert (dims["pert_dim"], dims["output_dim"], dims["batch_dim"]) == (8, 30, None)
-    assert dims["gene_names"] == about["genes"]
+    assert dims == {
+        "input_dim": SIZES.embed_dim,
+        **dict.fromkeys(("gene_dim", "hvg_dim", "output_dim"), 30),
+        "pert_dim": 8,
+        "batch_dim": None,
+        "gene_names": about["genes"],
+        "pert_names": ["P1", "P2", "a gene", "non-targeting"],
+    }
 
 
 def test_labels_are_sorted_and_the_control_gets_zeros(tmp_path: Path) -> None:
