@@ -236,9 +236,11 @@ def test_patience_stops_a_trial_that_does_not_improve(tiny: TinyData, tmp_path: 
 def test_divergence_stops_and_keeps_the_last_good_state(
     tiny: TinyData, tmp_path: Path, loss: str
 ) -> None:
-    config, manifest = ready(tiny, **{"training.lr": 1e30, "model.kwargs.loss": loss})
+    more = {"training.lr": 1e30, "model.kwargs.loss": loss, "training.log_every_n_steps": 2}
+    config, manifest = ready(tiny, **more)
     result = run_trial(config, manifest, tmp_path)
     assert result.stop_reason == "nan"
+    assert result.step < 5  # seen where the running loss is looked at, before the next validation
     assert all(math.isfinite(line["val_loss"]) for line in read_metrics(tmp_path))
     kept = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["model"]
     assert all(tensor.isfinite().all() for tensor in kept.values())
