@@ -21,7 +21,7 @@ from sesttune.data.h5ad_frame import (
     read_frame,
     read_index,
 )
-from sesttune.data.hdf5 import described, open_hdf5
+from sesttune.data.hdf5 import described, elsewhere, open_hdf5
 from sesttune.data.labels import nearest
 from sesttune.errors import UserError
 
@@ -45,8 +45,9 @@ class H5adFile:
             raise UserError(
                 f"{self.path} is not an AnnData file: it lacks {', '.join(missing)}{elsewhere}"
             )
-        self._x = self._file["X"]
         try:
+            self._refuse_elsewhere()
+            self._x = self._file["X"]
             self._encoding = _encoding(self._x, self.path)
             self._check_sizes()
         except UserError:
@@ -154,6 +155,8 @@ class H5adFile:
         if "obsm" not in self._file or key not in self._file["obsm"]:
             return None
         try:
+            if (other := elsewhere(self._file["obsm"], key)) is not None:
+                raise ValueError(f"it lies in another file, {other}")
             held = read_elem(self._file["obsm"][key])
         except Exception as error:
             raise UserError(f"{self.path}: cannot read obsm['{key}']: {error}") from None
@@ -220,6 +223,16 @@ class H5adFile:
             cells, genes = self.shape
             self._csc = _canonical(self._compressed(0, genes, cells).T.tocsr())
         return self._csc
+
+    def _refuse_elsewhere(self) -> None:
+        """X must be in the file itself, and obs and var; their columns are looked at when read."""
+        for name, depth in (("X", 1), ("obs", 0), ("var", 0)):
+            if (other := elsewhere(self._file, name, depth)) is not None:
+                raise UserError(
+                    f"{self.path}: {name} lies in another file, {other}, whose changes or absence "
+                    "nobody would see: write both as one file "
+                    "(anndata.read_h5ad(FILE).write_h5ad(NEW))"
+                )
 
     def _check_sizes(self) -> None:
         """X, obs and var must be of one size, and the parts of a compressed X too."""

@@ -29,6 +29,25 @@ def open_hdf5(path: Path) -> h5py.File:
         raise UserError(f"{path} {_reason(path, error)}") from None
 
 
+def elsewhere(group: h5py.Group, name: str, depth: int = 3) -> str | None:
+    """The other file that the object `name` of `group`, or a part of it, lies in, if one does.
+
+    HDF5 gives zeros, and no error, where the source of a virtual dataset is missing, and nobody
+    sees when the other file changes: a file is known by its own size and time.
+    """
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return str(link.filename)
+    held = group.get(name)
+    if isinstance(held, h5py.Dataset):
+        sources = [source.file_name for source in held.virtual_sources()] if held.is_virtual else []
+        sources += [source for source, _, _ in held.external or ()]
+        return next((str(source) for source in sources if source != "."), None)
+    if not isinstance(held, h5py.Group) or not depth:
+        return None
+    return next((found for part in held if (found := elsewhere(held, part, depth - 1))), None)
+
+
 def described(file: h5py.File) -> str:
     """What a file that is no AnnData is, in brackets, where one can tell."""
     found = [what for part, what in FOREIGN.items() if part in file]

@@ -330,3 +330,48 @@ def test_a_file_of_before_anndata_0_7_is_to_be_written_again(
         file["obs"] = np.array([(b"c0", 1)] * 4, dtype=[("index", "S2"), ("gene", "i4")])
     with pytest.raises(UserError, match="obs is not as anndata 0.7 and later write it"):
         H5adFile(path)
+
+
+def read_all(path: Path) -> None:
+    with H5adFile(path) as file:
+        file.obs("a")
+        file.obsm("e")
+        file.read_rows(np.arange(4))
+
+
+DATASETS = ("X", "X/data", "obs/a", "obsm/e")
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("obs", "link"), *((p, k) for p in DATASETS for k in ("link", "virtual", "raw"))],
+)
+def test_what_lies_in_another_file_is_refused(tmp_path: Path, part: str, kind: str) -> None:
+    """Of a virtual dataset whose source is gone HDF5 gives zeros; no change of it is seen."""
+    path = write(tmp_path / "x.h5ad", sparse.csr_matrix(COUNTS) if part == "X/data" else COUNTS)
+    with h5py.File(path, "r+") as file:
+        file["obsm/e"] = np.ones((4, 2), np.float32)
+        attributes, shape = dict(file[part].attrs), getattr(file[part], "shape", ())
+        del file[part]
+        if kind == "link":
+            file[part] = h5py.ExternalLink("gone.h5ad", part)
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape, np.float32)
+            layout[:] = h5py.VirtualSource("gone.h5ad", part, shape)
+            file.create_virtual_dataset(part, layout).attrs.update(attributes)
+        else:
+            places = [("gone.raw", 0, h5py.h5f.UNLIMITED)]
+            file.create_dataset(part, shape, np.float32, external=places).attrs.update(attributes)
+    with pytest.raises(UserError, match=r"x\.h5ad.* lies in another file, gone\."):
+        read_all(path)
+
+
+def test_a_virtual_dataset_of_the_file_itself_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad")
+    with h5py.File(path, "r+") as file:
+        file.move("X", "values")
+        layout = h5py.VirtualLayout(COUNTS.shape, COUNTS.dtype)
+        layout[:] = h5py.VirtualSource(file["values"])
+        file.create_virtual_dataset("X", layout)
+    with H5adFile(path) as file:
+        assert np.array_equal(file.read_rows(np.arange(4)).toarray(), COUNTS)
