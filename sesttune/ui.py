@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if has_server:
         return 0
     print("Ctrl-C ends it", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     where = artifact_location(uri)
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         command += ["--artifacts-destination", where]
     # MLflow's job runners are for judging prompts: three more processes a sweep has no use for.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # whose password `ps` shows on a command line
     # A group of its own, since what MLflow starts there outlives it, and keeps the port.
     with subprocess.Popen(command, env=environment, process_group=0) as server:
         try:

@@ -21,6 +21,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+def command_lines(pid: int) -> list[str]:
+    """What everybody on this machine can read of a process and those it started."""
+    own = Path(f"/proc/{pid}")
+    children = (own / f"task/{pid}/children").read_text().split()
+    below = [line for child in children for line in command_lines(int(child))]
+    return [(own / "cmdline").read_text(), *below]
+
+
 def test_told_to_stop_it_takes_its_server_along(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a-sweep", trials=1)
     RunTracker(folder, f"sqlite:///{tmp_path}/mlflow.db", "sesttune").sync()
@@ -38,6 +46,8 @@ def test_told_to_stop_it_takes_its_server_along(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sesttune.ui", "--port", str(port), f"output_dir={tmp_path}"]
     ui = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(answers)
+    assert len(lines := command_lines(ui.pid)) > 1
+    assert "mlflow.db" not in "".join(lines)  # of a database, it would be the password
     ui.send_signal(signal.SIGTERM)  # to it alone, where Ctrl-C reaches all of a terminal
     assert ui.wait(60) == 130
     wait_for(lambda: not answers())

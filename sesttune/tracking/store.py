@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 """Of the stores that take runs; MLflow's file store no longer does."""
 SECRET_KEYS = ("password", "passwd", "pwd", "sslpassword", "token", "odbc_connect")
 """What a database driver takes in the query of an address, after `?`."""
+_ENTRY = re.compile(r"([^:/]*://)([^:/?#]*)(?::(?!\d+[/?#])([^@]*(?:@[^@/?#]*)*))?@")
+"""How an address begins that lets somebody in: scheme, user, password. As database drivers take it,
+a password may hold `/`, `?` and `#` as they are; a number before one of them is a port."""
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 FILE_TIMEOUT_S = 300
 """MLflow's server answers when its own store has the file: 0.6 GB at 2 MB/s."""
@@ -46,13 +50,22 @@ def check_store(config: Config) -> None:
             "and MLFLOW_TRACKING_PASSWORD (a token: MLFLOW_TRACKING_TOKEN)"
         )
     uri = tracking_uri(config)
-    if urlsplit(uri).scheme.partition("+")[0] not in SCHEMES:
+    if _scheme(uri).partition("+")[0] not in SCHEMES:
         where = "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI"
         raise UserError(
             f"{where}={without_secrets(uri)} is no store that MLflow keeps runs in: write "
             "http(s)://HOST, sqlite:///FILE or postgresql+psycopg2://HOST/NAME"
         )
+    if not _is_database(uri):
+        try:
+            _ = urlsplit(uri).port
+        except ValueError as error:  # a bracket or a port that is none
+            raise UserError(_no_address(uri, error)) from None
     _require_driver(uri)
+
+
+def _no_address(uri: str, error: Exception) -> str:
+    return f"the store {without_secrets(uri)} is no address ({problem(error, uri)})"
 
 
 def _require_driver(uri: str) -> None:
@@ -63,7 +76,11 @@ def _require_driver(uri: str) -> None:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        make_url(uri).get_dialect().import_dbapi()
+        address = make_url(uri)
+    except (ArgumentError, ValueError) as error:  # the latter: a port that is no number
+        raise UserError(_no_address(uri, error)) from None
+    try:
+        address.get_dialect().import_dbapi()
     except (ImportError, ArgumentError) as error:
         raise UserError(
             f"the store {without_secrets(uri)} cannot be spoken to ({error}): install the package, "
@@ -71,8 +88,12 @@ def _require_driver(uri: str) -> None:
         ) from None
 
 
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].lower()
+
+
 def _is_database(uri: str) -> bool:
-    return urlsplit(uri).scheme not in ("http", "https", "databricks")
+    return _scheme(uri) not in ("http", "https", "databricks")
 
 
 def artifact_location(uri: str) -> str | None:
@@ -84,21 +105,21 @@ def artifact_location(uri: str) -> str | None:
 
 def without_secrets(uri: str) -> str:
     """`uri` without user name, password and token, fit to be shown or logged."""
-    here, asked, query = uri.partition("?")
-    host = urlsplit(here).netloc
-    here = here.replace(host, host.rpartition("@")[2], 1) if host else here
+    entry = _ENTRY.match(uri)
+    here, asked, query = (entry[1] + uri[entry.end() :] if entry else uri).partition("?")
     query = "&".join(item for item in query.split("&") if not _is_secret(item))
     return f"{here}{asked if query else ''}{query}"
 
 
 def _secrets(uri: str) -> list[str]:
     """What of `uri` lets others in, as written and as it is meant."""
-    parts = urlsplit(uri)
-    found = [item.partition("=")[2] for item in parts.query.split("&") if _is_secret(item)]
-    if parts.password:
-        found.append(parts.password)
-    elif parts.username and parts.scheme in ("http", "https"):  # a token is sent as the user
-        found.append(parts.username)
+    entry = _ENTRY.match(uri)
+    query = uri[entry.end() if entry else 0 :].partition("?")[2]
+    found = [item.partition("=")[2] for item in query.split("&") if _is_secret(item)]
+    if entry and entry[3]:
+        found.append(entry[3])
+    elif entry and _scheme(uri) in ("http", "https"):  # a token is sent as the user
+        found.append(entry[2])
     return [text for value in found if value for text in (value, unquote_plus(value))]
 
 

@@ -62,6 +62,12 @@ def test_a_database_whose_package_is_missing_is_refused_in_one_line() -> None:
             check_store(load_config([f"tracking.uri={kind}://h/x"]))
 
 
+@pytest.mark.parametrize("uri", ["http://[::1:5000", "http://h:port", "sqlite+pysqlite://h:port/x"])
+def test_what_is_no_address_is_refused_in_one_line(uri: str) -> None:
+    with pytest.raises(UserError, match=r"the store .* is no address \(\w"):
+        check_store(load_config([f"tracking.uri={uri}"]))
+
+
 def test_secrets_are_not_shown() -> None:
     assert without_secrets("http://me:secret@host:5000/x") == "http://host:5000/x"
     assert without_secrets("postgresql://u:p@db/mlflow") == "postgresql://db/mlflow"
@@ -74,6 +80,14 @@ def test_secrets_are_not_shown() -> None:
         uri = database.format(key)
         assert without_secrets(uri) == "postgresql://db/mlflow?user=me&sslmode=require"
         assert problem(ValueError("no: a@b, a%40b"), uri) == "no: ***, ***"
+    for typed in ("p/w", "p?w", "p#w", "p@w", "p:w", "p?a=b"):  # as drivers take them
+        uri = f"postgresql+psycopg2://me@corp:{typed}@db:5432/mlflow?options=a@b"
+        assert without_secrets(uri) == "postgresql+psycopg2://db:5432/mlflow?options=a@b"
+        assert problem(ValueError(f"no: {typed}"), uri) == "no: ***"
+        with pytest.raises(UserError, match="password or token") as found:
+            check_store(load_config([f"tracking.uri={uri}"]))
+        assert typed not in str(found.value)
+    assert without_secrets("http://h:5000/a@b") == "http://h:5000/a@b"
     told = problem(ValueError("API request to http://me:secret@h/api: no"), "http://me:secret@h")
     assert told == "API request to http://h/api: no"
     assert problem(ValueError("TOKEN is unknown"), "https://TOKEN@h") == "*** is unknown"
