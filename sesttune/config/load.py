@@ -4,11 +4,15 @@ Precedence: defaults < base (the demo's settings) < `--config` file < overrides,
 `with_point` puts a search point between file and command line. Every source
 goes through the same key check, so a typo is one line with the nearest key and
 never a silently ignored setting.
+
+`${another.key}` and `${oc.env:NAME}` are looked up in what a user writes, a file or the command
+line, and only there: a model or run of others must not read the environment of who opens it.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,9 +70,9 @@ def to_overrides(config: Config, always: Sequence[str] = ()) -> list[str]:
 
 
 def with_point(config: Config, point: Mapping[str, object]) -> Config:
-    """`config` with the dotted keys of a search point set, checked again."""
-    merged = OmegaConf.structured(config)
-    _apply(merged, point, "the search point")
+    """`config` with the dotted keys of a search point set as they are, checked again."""
+    merged = OmegaConf.structured(_literal(config))
+    _apply(merged, {key: _literal(value) for key, value in point.items()}, "the search point")
     return _checked(merged)
 
 
@@ -83,17 +87,17 @@ def _checked(merged: DictConfig) -> Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dict, the inverse of `from_dict`."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return asdict(config)
 
 
 def from_dict(settings: Mapping[str, object]) -> Config:
     """The checked `Config` of a nested dict (as `to_dict` gives, or a part of it)."""
-    return load_config(base=_flatten(settings))
+    return load_config(base={key: _literal(value) for key, value in _flatten(settings).items()})
 
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, as printed, saved and logged."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.structured(_literal(config)), resolve=True)
 
 
 def settings_by_key(config: Config) -> dict[str, Any]:
@@ -130,6 +134,16 @@ def _apply(merged: DictConfig, settings: Mapping[str, object], source: str) -> N
             OmegaConf.update(merged, key, value)
         except OmegaConfBaseException as error:
             raise UserError(f"{key}={value} in {source}: {first_line(error)}") from None
+
+
+def _literal(value: Any) -> Any:
+    """Text, or settings, that OmegaConf reads as they are, and looks up nothing for."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    parts = {item.name: getattr(value, item.name) for item in fields(value)}
+    return replace(value, **{name: _literal(part) for name, part in parts.items()})
 
 
 def _read_yaml(file: Path) -> dict[str, object]:

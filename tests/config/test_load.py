@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sesttune.config.load import (
     check_key,
@@ -341,3 +342,20 @@ def test_overrides_of_a_config_give_it_again() -> None:
     overrides = to_overrides(config, ["training.replicate"])
     assert {text.partition("=")[0] for text in overrides} == {*settings, "training.replicate"}
     assert load_config(overrides) == config
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "a\\${oc.env:SECRET}", "${nope}", "${", "$x"])
+def test_what_is_recorded_looks_nothing_up(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A model of others names its settings: evaluated here, they are printed and logged."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    config = from_dict({"data": {"kwargs": {"control_pert": text}}})
+    for same in (config, with_point(config, {"training.lr": 0.1}), from_dict(to_dict(config))):
+        assert same.data.kwargs.control_pert == text
+    assert with_point(config, {"data.kwargs.pert_col": text}).data.kwargs.pert_col == text
+    assert yaml.safe_load(to_yaml(config))["data"]["kwargs"]["control_pert"] == text
+
+
+def test_what_a_user_writes_may_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/scratch")
+    config = load_config(["data.cache_dir=${oc.env:PLACE}/cache", "name=${tracking.experiment}"])
+    assert (config.data.cache_dir, config.name) == ("/scratch/cache", "sesttune")
