@@ -136,9 +136,10 @@ def check_values(config: Config) -> None:
         raise UserError(f"name={config.name} is where MLflow's own files lie: choose another name")
     if config.name is not None and (
         not 0 < len(os.fsencode(config.name)) <= _NAME_BYTES
-        or config.name.startswith(".")
+        or config.name.startswith((".", "-"))  # the latter would be a flag after --resume
         or not set("/\\").isdisjoint(config.name)
+        or not config.name.isprintable()
     ):
         raise UserError(
-            f"name='{config.name}' must be a plain folder name of at most {_NAME_BYTES} bytes"
+            f"name={config.name!r} must be a plain folder name of at most {_NAME_BYTES} bytes"
         )

@@ -81,8 +81,19 @@ def _checked(merged: DictConfig) -> Config:
         config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # ${another.key} that is not there, or ???
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
+    for key, value in settings_by_key(config).items():
+        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+            raise UserError(f"{key}={value!a} is not text in UTF-8, as which settings are saved")
     check_values(config)
     return config
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, as Python takes them from a terminal
+        return False
+    return True
 
 
 def to_dict(config: Config) -> dict[str, Any]:
