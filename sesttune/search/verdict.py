@@ -21,6 +21,9 @@ CHANGE = 0.01
 """Smaller relative changes of val_loss over the patience window count as none (the plan's 1 %)."""
 RISE = 0.05
 """How far val_loss must be above its best to have turned: validations are noisier than 1 %."""
+NOISES = 2.0
+"""And how many times what one validation scatters by; at 5 % of noise, 4 of 100 flat curves rise
+as far (of those that scatter by 3 % the last one alone is 5 % above the best in 73)."""
 GAP = 2.0
 """val_loss / train_loss from which they have come apart; the plan's example is 3.5 / 1.2."""
 TOGETHER = 0.1
@@ -31,6 +34,8 @@ SWING, SWINGS = 0.25, 2
 """Turns of val_loss by a quarter or more; two make it unstable (2.1, 5.3, 1.8, 4.2 turns twice)."""
 _FEW = 4
 """Validations of which a curve is judged at least, however short the window."""
+_BENDS = 20
+"""Of the last validations, from which their noise is told."""
 STEPS_PER_S = 1.0
 """Below this a training is slow (the plan's 1 it/s)."""
 WAITING = 0.1
@@ -144,13 +149,14 @@ def _swings(lines: Sequence[Line], window: int, stop_reason: str | None) -> str 
 def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
     """The evidence that validation got worse while training went on, or None."""
     last = lines[-1]
-    risen = last["val_loss"] / best["val_loss"] - 1 if best["val_loss"] else 0.0
+    level, rose = _rise(lines, best)
     # Not ">": train_loss is nan at step 0, where there is nothing to compare with.
     train_fell = not last["train_loss"] > (1 - CHANGE) * best["train_loss"]
-    if risen >= RISE and train_fell:
+    if rose and train_fell:
+        risen = level / best["val_loss"] - 1 if best["val_loss"] else math.inf
         return (
             f"val_loss rose {100 * risen:.1f} % from its best {best['val_loss']:.4g} at step "
-            f"{_at(best)} to {last['val_loss']:.4g}, train_loss is {last['train_loss']:.4g}"
+            f"{_at(best)} to {level:.4g}, train_loss is {last['train_loss']:.4g}"
         )
     if fell < CHANGE and last["val_loss"] >= GAP * last["train_loss"]:
         return (
@@ -158,6 +164,23 @@ def _turned(lines: Sequence[Line], best: Line, fell: float) -> str | None:
             f"the best is that of step {_at(best)}"
         )
     return None
+
+
+def _rise(lines: Sequence[Line], best: Line) -> tuple[float, bool]:
+    """The val_loss at the end, and whether it is above that around the best by more than noise.
+
+    Medians of up to five validations: the best of many is the luckiest, and the last one is one.
+    """
+    losses = [line["val_loss"] for line in lines]
+    place = lines.index(best)
+    half = min(2, (len(losses) - 1 - place) // 3)
+    around = statistics.median(losses[max(0, place - half) : place + half + 1])
+    level = statistics.median(losses[-2 * half - 1 :])
+    # A bend is a - 2b + c, which no steady fall has; of noise its median is 1.65 deviations.
+    recent = losses[-_BENDS - 2 :]
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(recent, recent[1:], recent[2:], strict=False)]
+    noise = statistics.median(bends) / 1.65 if bends else 0.0
+    return level, level - around > max(RISE * abs(around), NOISES * noise)
 
 
 def _learnt_little(lines: Sequence[Line], best: Line, baseline: float | None) -> str | None:

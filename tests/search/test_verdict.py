@@ -115,7 +115,7 @@ def test_nor_where_the_last_validation_is_not_the_best_of_a_fall(seed):
 
 
 def test_the_step_to_stop_at_is_that_of_the_best_checkpoint():
-    losses = [5.0, 3.0, 2.5, 2.47, 2.6, 2.9]  # 2.47 is no new best, if gains of 0.05 count
+    losses = [5.0, 3.0, 2.5, 2.47, 2.6, 2.9, 3.2]  # 2.47 is no new best, if gains of 0.05 count
     points = [(500 * i, 2 - i / 10, loss) for i, loss in enumerate(losses)]
     assert judge(curve(points), CONFIG).remedy == "training.max_steps=1500"
     assert judge(curve(points, best_step=1000), CONFIG).remedy == "training.max_steps=1000"
@@ -177,6 +177,29 @@ def test_a_smooth_fall_with_the_noise_of_validations_is_never_called_unstable_or
     noisy = smooth * (1 + rng.normal(0, 0.015, len(steps)))
     points = zip(steps.tolist(), smooth.tolist(), noisy.tolist(), strict=True)
     assert judge(curve(points), CONFIG).label in ("healthy", "converged")
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.03, 0.05])
+def test_a_last_validation_above_the_luckiest_of_eighty_is_no_overfit(noise):
+    """Flat curves that scatter, of trainings whose train_loss still falls a little."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(100):
+        losses = (2 + 3 * np.exp(-np.arange(81) / 4)) * (1 + rng.normal(0, noise, 81))
+        points = [(500 * i, 2 - i / 250, float(loss)) for i, loss in enumerate(losses)]
+        found.append(judge(curve(points), CONFIG).label)
+    assert found.count("overfit") <= 8
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.02])
+def test_a_rise_of_a_tenth_over_half_the_training_is_overfit_through_noise(noise):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        losses = (3 + abs(np.arange(81) - 40) / 133) * (1 + rng.normal(0, noise, 81))
+        points = [(500 * i, 2 - i / 250, float(loss)) for i, loss in enumerate(losses)]
+        found.append(judge(curve(points), CONFIG).label)
+    assert found.count("overfit") >= 45
 
 
 def test_a_loss_of_nothing_is_judged_too():
