@@ -188,7 +188,10 @@ class Schedule:
     def _propose(self) -> dict[str, Any] | None:
         if len(self._searched) < len(self._first):
             return self._first[len(self._searched)]
-        return self._searcher.ask(self._learnt + [self._seen(trial) for trial in self._searched])
+        own = [self._seen(trial) for trial in self._searched]
+        better_known = {seen.key for seen in own if seen.state != "running"}
+        learnt = [seen for seen in self._learnt if seen.key not in better_known]
+        return self._searcher.ask(learnt + own)
 
     def _seen(self, trial: TrialState) -> Observed:
         """Made again only where something has changed."""

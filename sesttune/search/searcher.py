@@ -38,8 +38,9 @@ class Observed:
     """What the searcher may know of a trial.
 
     `value` is its best val_loss so far (None before the first validation), `step` the last
-    one reported. `state` is `complete`, `pruned` (stopped by a rung), `running`, `diverged` (its
-    loss was no number) or `failed` (through no fault of its point).
+    one reported. `state` is `complete`, `pruned` (stopped by a rung), `shorter` (of an earlier
+    sweep that trained it for less), `running`, `diverged` (its loss was no number) or `failed`
+    (through no fault of its point).
     """
 
     params: Point
@@ -87,7 +88,7 @@ class Suggester:
 
     def ask(self, history: Sequence[Observed]) -> Point | None:
         """A point nobody has tried, or None when a finite space has none left."""
-        tried = {seen.key for seen in history}
+        tried = {seen.key for seen in history if seen.state != "shorter"}
         for point in self._proposals(history):
             if _hashable(point) not in tried and self.space.allows(point):
                 return point
@@ -173,6 +174,7 @@ class Suggester:
         states = {
             "complete": status.COMPLETE,
             "pruned": stopped,
+            "shorter": stopped,
             "diverged": stopped,
             "running": status.RUNNING,
             "failed": status.FAIL,

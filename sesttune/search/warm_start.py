@@ -7,22 +7,26 @@ So stages (5,000 steps, 20,000, 40,000) each continue the one before.
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sesttune.atomic import room_on_disk
 from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
-from sesttune.config.schema import Config
+from sesttune.config.schema import Config, TrainingConfig
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
 from sesttune.search.recorded import earlier_folder, read_schedule
+from sesttune.search.rules import grace_period
 from sesttune.search.searcher import Observed
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
 from sesttune.training.records import (
     DATA,
     LAST,
+    MAX_STEPS,
     METRICS,
+    PATIENCE,
     RECORD,
     SCHEDULE,
     SETTINGS,
@@ -71,17 +75,18 @@ def read_earlier(
     other_inputs = changed_inputs(source, folder)
     trainings, learnt = [], []
     for record in list_trials(source):
-        lines = record.metrics()
-        if not lines or read_schedule(record.folder).get("shares"):
+        lines, kept = record.metrics(), read_schedule(record.folder)
+        if not lines or kept.get("shares"):
             continue
         effective = with_point(then, record.params)
         point = _point(space, effective)
-        trial = _state(f"{name}/{record.id}", record, point, effective.training.max_steps)
+        own = with_point(config, point)
+        trial = _state(f"{name}/{record.id}", record, point, effective, own)
         for line in lines:
             trial.take(int(line["step"]), line["best_val_loss"])
-        if space.holds(point):
-            learnt.append(Observed.of(trial))
-        same = _training(with_point(config, point)) == _training(effective)
+        if space.holds(point) and not kept.get("repeats"):
+            learnt += _learnt(trial, own)
+        same = _training(own) == _training(effective)
         if same and not other_inputs and (record.checkpoints / LAST).exists():
             trainings.append(trial)
     return trainings, learnt
@@ -158,9 +163,35 @@ def other_loss(first: Config, second: Config) -> str | None:
     return next((key for key in _SAME_LOSS if one[key] != two[key]), None)
 
 
-def _state(trial_id: str, record: TrialRecord, point: dict[str, Any], budget: int) -> TrialState:
+def _state(
+    trial_id: str, record: TrialRecord, point: dict[str, Any], then: Config, now: Config
+) -> TrialState:
+    """The trial of settings `then`, to be gone on with under `now`."""
     reason = record.stop_reason if record.finished else f"{BUDGET}not finished"
+    if reason == PATIENCE and not _as_impatient(then.training, now.training):
+        reason = f"{BUDGET}patience {then.training.patience}"
+    budget = then.training.max_steps
     return TrialState(trial_id, point, budget, budget, state=ENDED, reason=reason)
+
+
+def _as_impatient(then: TrainingConfig, now: TrainingConfig) -> bool:
+    """Whether who lost patience `then` would have lost it `now`, too."""
+    return now.early_stopping and now.patience <= then.patience
+
+
+def _learnt(trial: TrialState, now: Config) -> list[Observed]:
+    """What an earlier trial tells of one with the settings `now`, at most one thing.
+
+    One that failed says nothing, nor does one that was cut before any rung. One that was trained
+    for less than `now.training.max_steps` says where it was then, and its point is as good as new.
+    """
+    seen = Observed.of(trial)
+    cut = (trial.reason or "").startswith(BUDGET)
+    if seen.state == "failed" or (cut and trial.step < grace_period(now)):
+        return []
+    if cut or (trial.reason == MAX_STEPS and trial.budget < now.training.max_steps):
+        seen = replace(seen, state="shorter")
+    return [seen]
 
 
 def _training(config: Config) -> dict[str, Any]:
