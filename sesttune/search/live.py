@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sesttune.search.listener import SweepListener
 from sesttune.search.recorded import read_schedule
-from sesttune.training.records import TrialRecord
+from sesttune.training.records import TrialRecord, in_order
 
 _COLUMNS = ("trial", "config", "step", "val_loss", "best", "it/s", "state", "ETA")
 _REDRAW_S = 0.5
@@ -33,6 +33,15 @@ class _Trial:
 
     def best(self) -> float:
         return self.line.get("best_val_loss", math.nan)
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in ("running", "starting")
+
+    def rank(self) -> tuple[bool, float]:
+        """What there is most reason to show comes first: what runs, then what is best."""
+        best = self.best()
+        return not self.under_way, math.inf if math.isnan(best) else best
 
     def eta_s(self) -> float:
         """Seconds to the end of its budget, at its present speed (nan while unknown)."""
@@ -64,7 +73,7 @@ class LiveTable(SweepListener):
 
     def __enter__(self) -> "LiveTable":
         if self._console.is_terminal:
-            self._live = Live(self.table(), console=self._console, auto_refresh=False)
+            self._live = Live(self._fitting(), console=self._console, auto_refresh=False)
             self._live.start()
         return self
 
@@ -99,18 +108,40 @@ class LiveTable(SweepListener):
 
     def on_tick(self) -> None:
         if self._live is not None and self._clock() - self._drawn >= _REDRAW_S:
+            self._live.update(self._fitting(), refresh=True)
             self._drawn = self._clock()
-            self._live.update(self.table(), refresh=True)
 
-    def table(self) -> Table:
-        """The trials by id, those running in bold."""
+    def _fitting(self) -> Table:
+        """As many trials as the terminal shows: it would be the last ones that are cut off.
+
+        Those are the ones that run; and drawing a thousand took most of the driver's time.
+        """
+        rows = room = self._console.height
+        while True:
+            table = self.table(rows)
+            lines = len(self._console.render_lines(table))
+            if lines <= room or rows <= 1:
+                return table
+            rows = max(1, min(rows - 1, rows * room // lines))
+
+    def table(self, rows: int | None = None) -> Table:
+        """The trials by id, those running in bold; of more than `rows` those and the best."""
+        shown = sorted(self._trials.items(), key=lambda pair: in_order(pair[0]))
+        if rows is not None and len(shown) > rows:
+            first = sorted(shown, key=lambda pair: pair[1].rank())[:rows]
+            kept = {trial_id for trial_id, _ in first}
+            shown = [pair for pair in shown if pair[0] in kept]
+        more = len(self._trials) - len(shown)
         # Wrapped, which the lines that are printed above it are not.
         title = Text(self._title(), "table.title", overflow="fold", no_wrap=False)
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in _COLUMNS:
             words = name in ("config", "state")  # which a narrow terminal breaks, and no number
             table.add_column(name, justify="left" if words else "right", no_wrap=not words)
-        for trial_id, trial in sorted(self._trials.items()):
+        if more:
+            table.caption = Text(f"and {more:,} more", "table.caption", justify="left")
+            table.caption_justify = "left"
+        for trial_id, trial in shown:
             line = trial.line
             table.add_row(
                 trial_id,
@@ -121,7 +152,7 @@ class LiveTable(SweepListener):
                 _number(line.get("steps_per_s", math.nan)),
                 trial.state.partition(", ")[0],
                 duration(trial.eta_s()),
-                style="bold" if trial.state in ("running", "starting") else None,
+                style="bold" if trial.under_way else None,
             )
         return table
 

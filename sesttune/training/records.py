@@ -117,8 +117,13 @@ def note_facts(folder: Path, **facts: Any) -> TrialRecord:
 
 def list_trials(run_folder: Path) -> list[TrialRecord]:
     """The trials of a run, by id."""
-    folders = sorted((run_folder / "trials").glob("*/"))
+    folders = sorted((run_folder / "trials").glob("*/"), key=lambda folder: in_order(folder.name))
     return [record for folder in folders if (record := read_trial(folder)) is not None]
+
+
+def in_order(trial_id: str) -> tuple[int, str]:
+    """A key to sort ids by: 1000 comes after 999, not after 100."""
+    return len(trial_id), trial_id
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from sesttune.config.load import load_config
 from sesttune.search.ledger import TrialLedger
@@ -48,6 +49,30 @@ def test_a_narrow_terminal_breaks_words_and_no_number(tmp_path):
     assert "…" not in shown
     whole = ("002", "batch_size=16", "n_layers=4", "replicate=2", "100/400", "1.25", "0:02:30")
     assert all(text in shown for text in whole)
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_of_many_trials_those_that_run_and_the_best_are_seen(tmp_path, width):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=24)
+    now = iter(range(10_000))
+    with LiveTable(console, total=1_100, clock=lambda: next(now)) as live:
+        for number in range(1, 1_100):
+            record = TrialRecord(f"{number:03d}", tmp_path, PARAMS)
+            live.on_start(record, 400)
+            live.on_report(record.id, {"step": 100, "val_loss": 2.0, "best_val_loss": number})
+            if number not in (998, 1_099):
+                live.on_end(TrialRecord(record.id, tmp_path, PARAMS, "done", "max_steps"))
+        out.truncate(out.seek(0))
+        live.on_tick()
+        drawn = [line.split() for line in Text.from_ansi(out.getvalue()).plain.splitlines()]
+    assert len(drawn) <= 24
+    running = [words[0] for words in drawn if "running" in words]
+    assert running == ["998", "1099"]
+    ended = [words[0] for words in drawn if "done:" in words]
+    assert ended == [f"{number:03d}" for number in range(1, len(ended) + 1)], "the best of them"
+    left = 1_099 - len(running) - len(ended)
+    assert drawn[-1] == ["and", f"{left:,}", "more"]
 
 
 def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):

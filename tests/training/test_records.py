@@ -34,6 +34,12 @@ def test_records_go_out_and_in(tmp_path: Path) -> None:
     assert read_trial(tmp_path / "none") is None
 
 
+def test_trials_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("1000", "999", "100", "101"):
+        write_trial(TrialRecord(name, trial_folder(tmp_path, name)))
+    assert [record.id for record in list_trials(tmp_path)] == ["100", "101", "999", "1000"]
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     for step in (0, 5, 10):
         append_metrics(tmp_path, {"step": step, "val_loss": float("nan")})
