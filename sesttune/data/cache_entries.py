@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sesttune.cached_folder import COMPLETE, drafts, is_complete, locked
+from sesttune.cached_folder import COMPLETE, is_complete, lock_of, locked
 
 KINDS = ("stores", "embeddings", "shards", "encoders", "prepared")
 DAY_S = 86_400.0
@@ -86,15 +86,15 @@ def _size(folder: Path) -> int:
 
 
 def _orphans(cache: Path) -> Iterator[Path]:
-    """Drafts whose builder no longer holds the lock."""
+    """Drafts whose builder no longer holds the lock; each kind is listed once."""
     for kind in KINDS:
-        for lock in sorted((cache / kind).glob("*.lock")):
-            left = drafts(lock.with_suffix(""))
-            if not left:
+        for draft in sorted((cache / kind).glob(".*-*")):
+            lock = lock_of(draft.with_name(draft.name[1:].rpartition("-")[0]))
+            if not lock.exists():
                 continue
             with lock.open() as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                yield from left
+                yield draft

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,38 @@ def test_what_is_being_built_or_was_used_meanwhile_is_not_pruned(
     assert (count, held.exists(), used.exists(), gone.exists()) == (1, True, True, False)
     assert cache_entries.prune(tiny.folder / "cache", 30)[0] == 1  # `gone` is no error
     assert not held.exists()
+
+
+@pytest.fixture
+def listings() -> Iterator[list[str]]:
+    """The folders that are listed meanwhile."""
+    seen: list[str] = []
+    listening = True
+
+    def hear(event: str, arguments: tuple[object, ...]) -> None:
+        if listening and event in ("os.scandir", "os.listdir"):
+            seen.append(str(arguments[0]))
+
+    sys.addaudithook(hear)
+    yield seen
+    listening = False
+
+
+def test_many_shards_are_not_listed_for_each_of_them(tmp_path: Path, listings: list[str]) -> None:
+    shards_folder = tmp_path / "shards"
+    for number in range(20):
+        cached_folder(shards_folder / f"{number}", lambda draft: (draft / "x").touch())
+    assert str(shards_folder) not in listings
+    (shards_folder / ".7-1234").mkdir()  # of a builder that was killed
+    with locked(shards_folder / "8"):
+        (shards_folder / ".8-1234").mkdir()  # of one that is at it
+        assert cache_entries.prune(tmp_path, 30)[0] == 1
+    assert listings.count(str(shards_folder)) < 5
+    assert not (shards_folder / ".7-1234").exists()
+    assert (shards_folder / ".8-1234").exists()
+    shutil.rmtree(shards_folder / "8")
+    cached_folder(shards_folder / "8", lambda draft: (draft / "x").touch())
+    assert not (shards_folder / ".8-1234").exists(), "its builder has gone, too"
 
 
 def test_a_shard_that_serves_again_and_what_a_trial_opens_are_marked_as_used(
