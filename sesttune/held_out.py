@@ -29,6 +29,7 @@ from sesttune.evaluation.scores import METRICS, score, summary
 from sesttune.model.head_checkpoint import import_head, read_vectors
 from sesttune.model.losses import loss_function
 from sesttune.model.st_head import STHead
+from sesttune.progress_bars import progress_bars
 from sesttune.run_setup import Run, prepared_data
 from sesttune.search.outcome import read_outcome
 from sesttune.search.recorded import read_schedule
@@ -130,8 +131,9 @@ def evaluate_models(
     for name, model in models.items():
         seen = _as_seen_by(model, data, config, console, genes)
         predictors[name] = head_predictor(model.head, seen.controls, seen.features)
-    predictors |= baseline_predictors(data, seed)
-    return score(data, split, sets, predictors, loss_function(kwargs.loss))
+    with progress_bars(console) as progress:
+        predictors |= baseline_predictors(data, seed, progress)
+        return score(data, split, sets, predictors, loss_function(kwargs.loss), progress)
 
 
 def _as_seen_by(

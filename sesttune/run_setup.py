@@ -84,7 +84,7 @@ def prepare_run(
     data = prepared_data(config, console, runner, begin=show_settings)
     show_settings()
     _show_notes(data, console)
-    about = _about(data, config)
+    about = _about(data, config, console)
     if start is not None:
         from sesttune.training.starting_point import refuse_other_data
 
@@ -232,16 +232,14 @@ def _show_notes(data: "TrialData", console: Console) -> None:
         console.print(f"  {note}")
 
 
-def _about(data: "TrialData", config: Config) -> dict[str, Any]:
+def _about(data: "TrialData", config: Config, console: Console) -> dict[str, Any]:
     """What a run folder keeps of its data."""
     from sesttune.data.identity import identity
     from sesttune.evaluation.baselines import baselines
 
-    return {
-        **identity(data),
-        "notes": data.notes,
-        "baselines": baselines(config, data),
-    }
+    with progress_bars(console) as progress:
+        known = baselines(config, data, progress)
+    return {**identity(data), "notes": data.notes, "baselines": known}
 
 
 def write_settings(folder: Path, config: Config, space: Mapping[str, Any] | None) -> None:

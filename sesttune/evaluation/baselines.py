@@ -7,12 +7,14 @@
   training lacks, the mean change of all that it has.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sesttune.cached_folder import Progress, no_progress
 from sesttune.config.schema import Config
 from sesttune.data.sampling import CellSets, fixed_sets
 from sesttune.data.store import CellStore
@@ -20,28 +22,34 @@ from sesttune.data.trial_data import TrialData
 from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import loss_function
 
+MEANS = "means of conditions"
 CELLS_OF_MEAN = 512
 """Cells of a condition or context that its mean is taken of: it moves by 4 % of their spread."""
 
 
-def baselines(config: Config, data: TrialData) -> dict[str, float]:
+def baselines(
+    config: Config, data: TrialData, progress: Progress = no_progress
+) -> dict[str, float]:
     """The validation loss of each, over the same sets as that of a trial."""
     loss = loss_function(config.model.kwargs.loss)
     seed = config.training.train_seed
     sets = fixed_sets(data, "val", config.model.kwargs.st_cell_set_len, seed)
     found: dict[str, list[Tensor]] = {}
-    predictors = baseline_predictors(data, seed)
+    predictors, done = baseline_predictors(data, seed, progress), 0
     for part in parts(sets):
         target = torch.from_numpy(dense_sets(data.store, part.pert_rows))
         for name, predict in predictors.items():
             found.setdefault(name, []).append(loss(predict(part), target))
+        done += len(part)
+        progress("losses without a model", done, len(sets))
     return {name: float(torch.cat(losses).mean()) for name, losses in found.items()}
 
 
-def baseline_predictors(data: TrialData, seed: int) -> dict[str, Predictor]:
+def baseline_predictors(
+    data: TrialData, seed: int, progress: Progress = no_progress
+) -> dict[str, Predictor]:
     """The predictors by name; `seed` picks the cells that the means are taken of."""
-    control_means, changes = _means(data, seed)
-    overall = np.mean(list(changes.values()), axis=0)
+    control_means, changes, overall = _means(data, seed, progress)
     store = data.store
 
     def controls(sets: CellSets) -> Tensor:
@@ -72,9 +80,14 @@ def dense_sets(store: CellStore, rows: np.ndarray) -> np.ndarray:
 
 
 def _means(
-    data: TrialData, seed: int
-) -> tuple[Mapping[tuple[int, int], np.ndarray], Mapping[int, np.ndarray]]:
-    """Mean of each context's controls, and mean change of each training perturbation [genes]."""
+    data: TrialData, seed: int, progress: Progress
+) -> tuple[Mapping[tuple[int, int], np.ndarray], Mapping[int, np.ndarray], np.ndarray]:
+    """Mean of each context's controls; mean change of each training perturbation that is held out;
+    and of all that are trained on [genes].
+
+    Sums, and none of a perturbation that is not asked for: a mean for each of 100,000 conditions
+    would take 7 GB.
+    """
     store, rng = data.store, np.random.default_rng(seed)
     controls = np.flatnonzero(store.is_control)
     keys = store.context[controls]
@@ -82,12 +95,25 @@ def _means(
         _context(store, controls[keys == key][0]): _mean(store, controls[keys == key], rng)
         for key in np.unique(keys)
     }
-    changes: dict[int, list[np.ndarray]] = {}
-    for condition in data.conditions("train"):
+    conditions = data.conditions("train")
+    times = Counter(condition.pert for condition in conditions)
+    asked = {c.pert for split in ("val", "test") for c in data.conditions(split)}
+    changes = {pert: np.zeros(store.n_genes) for pert in sorted(asked & times.keys())}
+    overall = np.zeros(store.n_genes)
+    for done, condition in enumerate(conditions, 1):
         context = (condition.dataset, condition.cell_type)
         change = _mean(store, condition.rows, rng) - by_context[context]
-        changes.setdefault(condition.pert, []).append(change)
-    return by_context, {pert: np.mean(each, axis=0) for pert, each in changes.items()}
+        change /= times[condition.pert]
+        overall += change
+        if condition.pert in changes:
+            changes[condition.pert] += change
+        progress(MEANS, done, len(conditions))
+    overall /= len(times)
+    return (
+        by_context,
+        {pert: change.astype(np.float32) for pert, change in changes.items()},
+        overall.astype(np.float32),
+    )
 
 
 def _mean(store: CellStore, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
