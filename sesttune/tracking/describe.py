@@ -12,14 +12,17 @@ from sesttune.training.records import TrialRecord, read_settings
 _SHORT = {"batch_size": "batch", "max_steps": "steps"}
 NOTE_LIMIT = 8_000
 """Characters MLflow keeps of a tag, in every store; the rest it cuts off without a word."""
+NAME_LIMIT = 250
+"""Characters of a run's name: PostgreSQL and MySQL refuse more, and with it the run."""
 ROWS, NOTES = 20, 10
 """Rows of the leaderboard and lines about the data that a description shows at most."""
 
 
 def trial_name(record: TrialRecord) -> str:
-    """`003 lr=3.1e-04 batch=16 steps=40k`."""
+    """`003 lr=3.1e-04 batch=16 steps=40k`, and no more than MLflow's databases take."""
     parts = [f"{short_key(key)}={_short(value)}" for key, value in record.params.items()]
-    return " ".join([record.id, *parts])
+    name = " ".join([record.id, *parts])
+    return name if len(name) <= NAME_LIMIT else f"{name[: NAME_LIMIT - 1]}…"
 
 
 def short_key(key: str) -> str:

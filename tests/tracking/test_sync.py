@@ -15,9 +15,22 @@ from helpers.run_folder import ABOUT, finish, line, report, write_result, write_
 from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
 
-from sesttune.tracking.describe import NOTE_LIMIT, ROWS, describe_run
+from sesttune.tracking.describe import NAME_LIMIT, NOTE_LIMIT, ROWS, describe_run, trial_name
 from sesttune.tracking.sync import RunTracker
-from sesttune.training.records import append_metrics, note_facts, trial_folder, update_trial
+from sesttune.training.records import (
+    TrialRecord,
+    append_metrics,
+    note_facts,
+    trial_folder,
+    update_trial,
+)
+
+
+def test_a_name_is_no_longer_than_databases_take(tmp_path: Path) -> None:
+    params = {f"training.key_of_thirty_letters_no_{n:02d}": 1.5e-5 for n in range(20)}
+    name = trial_name(TrialRecord("003", tmp_path, params))
+    assert len(name) == NAME_LIMIT
+    assert name.startswith("003 key_of_thirty_letters_no_00=1.5e-05 key_")
 
 
 def test_a_sweep_arrives_whole(uri: str, tmp_path: Path) -> None:
