@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sesttune.config.load import with_point
+from sesttune.config.load import Points
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
 from sesttune.search.finals import Standing, difference, standings
@@ -95,7 +95,8 @@ def leaderboard(
 
     Of trials that are one training the one that was trained comes first where they are equal.
     """
-    rows = [_row(record, config, baseline) for record in records]
+    settings = Points(config)
+    rows = [_row(record, settings, baseline) for record in records]
     return sorted(
         rows,
         key=lambda row: (
@@ -106,7 +107,7 @@ def leaderboard(
     )
 
 
-def _row(record: TrialRecord, config: Config, baseline: float | None) -> Row:
+def _row(record: TrialRecord, settings: Points, baseline: float | None) -> Row:
     lines = record.metrics()
     last: Line = lines[-1] if lines else {}
     return Row(
@@ -117,19 +118,19 @@ def _row(record: TrialRecord, config: Config, baseline: float | None) -> Row:
         record.status,
         record.stop_reason,
         record.params,
-        _verdict(record, lines, config, baseline),
+        _verdict(record, lines, settings, baseline),
         read_schedule(record.folder).get("shares"),
     )
 
 
 def _verdict(
-    record: TrialRecord, lines: Sequence[Line], config: Config, baseline: float | None
+    record: TrialRecord, lines: Sequence[Line], settings: Points, baseline: float | None
 ) -> Verdict | None:
     if not lines:
         return None
     longer = {"training.max_steps": int(max(1, lines[-1].get("max_steps", lines[-1]["step"])))}
     try:
-        own = with_point(config, record.params | longer)
+        own = settings.at(record.params | longer)
     except UserError:  # it failed on its own settings
         return None
     return judge(lines, own, record.stop_reason, baseline)

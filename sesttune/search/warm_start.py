@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sesttune.atomic import room_on_disk
-from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
+from sesttune.config.load import Points, from_dict, settings_by_key, to_dict
 from sesttune.config.schema import Config, TrainingConfig
 from sesttune.data.identity import CELLS, changed
 from sesttune.errors import UserError
@@ -73,14 +73,15 @@ def read_earlier(
         _keep(folder.parent / name, source)
     then = check_earlier(source, config)
     other_inputs = changed_inputs(source, folder)
+    earlier_settings, settings = Points(then), Points(config)
     trainings, learnt = [], []
     for record in list_trials(source):
         lines, kept = record.metrics(), read_schedule(record.folder)
         if not lines or kept.get("shares"):
             continue
-        effective = with_point(then, record.params)
+        effective = earlier_settings.at(record.params)
         point = _point(space, effective)
-        own = with_point(config, point)
+        own = settings.at(point)
         trial = _state(f"{name}/{record.id}", record, point, effective, own)
         for line in lines:
             trial.take(int(line["step"]), line["best_val_loss"])

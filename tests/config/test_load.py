@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from sesttune.config.load import (
+    Points,
     check_key,
     from_dict,
     known_keys,
@@ -313,6 +314,16 @@ def test_dict_and_yaml_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "resolved.yaml"
     file.write_text(to_yaml(config))
     assert load_config(file=file) == config
+
+
+def test_the_points_of_one_configuration_do_not_meet() -> None:
+    config = load_config(["training.lr=1e-3", "sweep.rungs=[100,200]"])
+    points = Points(config)
+    for point in ({"training.lr": 5e-4}, {"sweep.rungs": [50]}, {"training.batch_size": 8}):
+        assert points.at(point) == with_point(config, point)
+    with pytest.raises(UserError, match="batch_size"):
+        points.at({"training.batch_size": 0})
+    assert points.at({}) == config
 
 
 def test_with_point_sets_and_checks() -> None:
