@@ -96,8 +96,6 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if isinstance(value, Stub):
         state = getattr(value, "stub_state", None)
-        if isinstance(state, tuple):  # (instance dict, slots dict)
-            state = state[0]
         if isinstance(state, dict):
             for key in ("_content", "_val"):
                 if key in state:

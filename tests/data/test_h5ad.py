@@ -207,6 +207,14 @@ def test_complex_values_are_refused(tmp_path: Path, encode: object) -> None:
         H5adFile(path)
 
 
+def test_an_encoding_that_is_not_known_is_not_taken_for_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5ad", sparse.csr_matrix(COUNTS))
+    with h5py.File(path, "r+") as file:
+        file["X"].attrs["encoding-type"] = "bsr_matrix"
+    with pytest.raises(UserError, match="X has the unknown encoding 'bsr_matrix'; write it with"):
+        H5adFile(path)
+
+
 def test_duplicate_genes_are_refused(tmp_path: Path) -> None:
     cells = anndata.AnnData(X=COUNTS, var=pd.DataFrame(index=["A", "B", "A", "C"]))
     cells.write_h5ad(tmp_path / "x.h5ad")

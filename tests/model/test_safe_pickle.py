@@ -33,6 +33,20 @@ def test_a_hostile_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "hostile-was-here").exists()
 
 
+class Setting:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (torch.set_default_dtype, (torch.float64,))
+
+
+def test_no_function_of_torch_is_run_either(tmp_path: Path) -> None:
+    torch.save({"evil": Setting(), "w": torch.ones(2)}, tmp_path / "x.ckpt")
+    try:
+        assert isinstance(read_checkpoint(tmp_path / "x.ckpt")["evil"], Stub)
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_foreign_objects_keep_their_state_and_do_nothing(tmp_path: Path) -> None:
     torch.save({"object": Foreign()}, tmp_path / "x.ckpt")
     stub = read_checkpoint(tmp_path / "x.ckpt")["object"]
@@ -90,6 +104,7 @@ def test_settings_come_out_of_a_pickled_omegaconf_node(tmp_path: Path) -> None:
     torch.save({"cfg": node}, tmp_path / "x.ckpt")
     found = plain(read_checkpoint(tmp_path / "x.ckpt")["cfg"])
     assert found == {"dataset": {"pad_length": 5, "list": [1, "a"], "none": None}}
+    assert plain([Stub()]) == [None]
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
