@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,8 +36,8 @@ TUNABLE = (
     "model.kwargs.n_heads",
     "model.kwargs.dropout",
 )
-SIZES = ("model.kwargs.hidden_dim", "model.kwargs.n_layers")
-HEADS = "model.kwargs.n_heads"
+WIDTH, HEADS = "model.kwargs.hidden_dim", "model.kwargs.n_heads"
+SIZES = (WIDTH, "model.kwargs.n_layers")
 WARM_UP, STEPS = "training.warmup_steps", "training.max_steps"
 _PROBES = 1_000
 """Random points tried to see that a space without end holds any that its constraints allow."""
@@ -153,8 +154,8 @@ class SearchSpace:
     def check(self, config: Config) -> None:
         """Raise UserError unless `config` accepts every extreme value of every key.
 
-        Also where the constraints leave no point, and where a head that is there already is to
-        have several sizes.
+        Also where a width does not go with a number of heads, where the constraints leave no point,
+        and where a head that is there already is to have several sizes.
         """
         around = self.on(config)
         for key in (*SIZES, HEADS):
@@ -163,15 +164,17 @@ class SearchSpace:
                     f"search space {self.source}: {key} cannot be searched with model.checkpoint, "
                     "which has one: set it on the command line"
                 )
-        for key, parameter in self.parameters.items():
-            for value in parameter.extremes():
-                point = {**self._first(key), key: value}
-                if not around.allows(point):
-                    continue
-                try:
-                    with_point(config, point)
-                except UserError as error:
-                    raise UserError(f"search space {self.source}: {error}") from None
+        varied = (
+            self._point_with({key: value})
+            for key, parameter in self.parameters.items()
+            for value in parameter.extremes()
+        )
+        allowed = (point for point in varied if point is not None and around.allows(point))
+        for point in itertools.chain(allowed, around._uneven_heads(config)):
+            try:
+                with_point(config, point)
+            except UserError as error:
+                raise UserError(f"search space {self.source}: {error}") from None
         if (config.sweep.searcher or self.searcher) == "grid":
             self.require_finite()
         if self.constraints and not any(map(around.allows, around._some_points())):
@@ -184,12 +187,14 @@ class SearchSpace:
         Sought at the ends of both ranges, and among all points or many random ones.
         """
         own = {WARM_UP: config.training.warmup_steps, STEPS: config.training.max_steps}
-        corner = self._first(WARM_UP) if WARM_UP in self.parameters else {}
-        for key, end in ((WARM_UP, max), (STEPS, min)):
-            if key in self.parameters:
-                corner[key] = end(self.parameters[key].extremes())
+        ends = {
+            key: end(self.parameters[key].extremes())
+            for key, end in ((WARM_UP, max), (STEPS, min))
+            if key in self.parameters
+        }
+        corner = self._point_with(ends)
         around = self.on(config)
-        for point in itertools.chain([corner], around._some_points()):
+        for point in itertools.chain([] if corner is None else [corner], around._some_points()):
             found = {key: point.get(key, value) for key, value in own.items()}
             if found[WARM_UP] >= found[STEPS] and around.allows(point):
                 return found[WARM_UP], found[STEPS]
@@ -205,36 +210,41 @@ class SearchSpace:
         counts = (heads.grid() or heads.extremes()) if heads else ()
         around = self.on(config)
         together = [{**largest, HEADS: count} for count in counts] if heads else [largest]
-        for point in together:
-            if around._acceptable(config, point):
+        for point in itertools.chain(filter(around.allows, together), around._heads()):
+            with suppress(UserError):
+                with_point(config, point)
                 return point
-        drawn = [
-            {k: v for k, v in p.items() if k in (*SIZES, HEADS)}
-            for p in itertools.islice(around._some_points(), _PROBES)
-        ]
-        fitting = [p for p in drawn if around._acceptable(config, p)]
-        return max(fitting, key=lambda p: [p.get(key, 0) for key in SIZES], default={})
+        return {}
 
-    def _acceptable(self, config: Config, point: Point) -> bool:
-        try:
-            with_point(config, point)
-        except UserError:
-            return False
-        return self.allows(point)
+    def _uneven_heads(self, config: Config) -> Iterator[Point]:
+        """Widths that are no multiple of the number of heads they are searched with."""
+        own = {WIDTH: config.model.kwargs.hidden_dim, HEADS: config.model.kwargs.n_heads}
+        for head in self._heads():
+            width, count = (int(head.get(key, value)) for key, value in own.items())
+            if width % count:
+                yield head
 
-    def _first(self, key: str) -> Point:
-        """A point in which `key` is searched."""
+    def _heads(self) -> Iterator[Point]:
+        """What allowed points, all or many random ones, say of the head; the largest first."""
+        keys = [key for key in (*SIZES, HEADS) if key in self.parameters]
+        points = filter(self.allows, self._some_points()) if keys else ()
+        heads = dict.fromkeys(tuple((k, p[k]) for k in keys if k in p) for p in points)
+        sizes = [dict(head) for head in heads]
+        yield from sorted(sizes, key=lambda p: [p.get(key, 0) for key in SIZES], reverse=True)
+
+    def _point_with(self, values: Point) -> Point | None:
+        """A point with these values, and the first of any other key; None where there is none."""
+        wanted: dict[str, Sequence[Any]] = {key: (value,) for key, value in values.items()}
+        for name in reversed(list(self.parameters)):
+            for parent, allowed in self.parameters[name].when.items() if name in wanted else ():
+                wanted[parent] = [v for v in wanted.get(parent, allowed) if v in allowed]
         point: Point = {}
-        wanted = dict(self.parameters[key].when)
-        for parent in reversed(list(self.parameters)):
-            if parent in wanted:
-                wanted.update(self.parameters[parent].when)
         for name, parameter in self.parameters.items():
-            if name in wanted:
-                point[name] = wanted[name][0]
-            elif parameter.active(point):
-                point[name] = parameter.extremes()[0]
-        return point
+            if parameter.active(point):
+                possible = wanted.get(name, parameter.extremes())
+                if possible:
+                    point[name] = possible[0]
+        return point if values.keys() <= point.keys() else None
 
     def _some_points(self) -> Iterator[Point]:
         points = self.grid()

@@ -123,18 +123,94 @@ def test_the_widest_head_is_one_that_a_trial_may_have():
         "model.kwargs.hidden_dim": {"type": "choice", "values": [64, 700]},
         "model.kwargs.n_layers": {"type": "int", "low": 2, "high": 6},
     }
-    width, layers, heads = (
-        "model.kwargs.hidden_dim",
-        "model.kwargs.n_layers",
-        "model.kwargs.n_heads",
-    )
     config = load_config(["model.kwargs.n_heads=4"])
-    assert parse(sizes).widest(config) == {width: 700, layers: 6}
-    assert parse(sizes | {heads: {"type": "choice", "values": [8, 10]}}).widest(config) == {
-        width: 700,
-        layers: 6,
-        heads: 10,
+    assert parse(sizes).widest(config) == {WIDTH: 700, LAYERS: 6}
+    assert parse(sizes | {HEADS: {"type": "choice", "values": [8, 10]}}).widest(config) == {
+        WIDTH: 700,
+        LAYERS: 6,
+        HEADS: 10,
     }
     limited = parse(sizes, constraints=["hidden_dim * n_layers <= 2100"])
-    assert limited.widest(config) == {width: 700, layers: 3}
+    assert limited.widest(config) == {WIDTH: 700, LAYERS: 3}
     assert parse({"training.lr": LR}).widest(config) == {}
+
+
+WIDTH, LAYERS, HEADS = (f"model.kwargs.{key}" for key in ("hidden_dim", "n_layers", "n_heads"))
+
+
+@pytest.mark.parametrize("widths", [[672, 650], [650, 672]])
+def test_a_number_of_heads_searched_for_one_width_is_no_other_widths(widths):
+    heads = {"type": "choice", "values": [10, 13], "when": {WIDTH: [650]}}
+    space = parse({WIDTH: {"type": "choice", "values": widths}, HEADS: heads})
+    space.check(load_config())
+    assert space.widest(load_config()) == {WIDTH: 672}
+
+
+@pytest.mark.parametrize(
+    ("described", "told"),
+    [
+        (
+            {
+                WIDTH: {"type": "choice", "values": [640, 672]},
+                HEADS: {"type": "choice", "values": [8, 10]},
+            },
+            "hidden_dim=672 must be a multiple of model.kwargs.n_heads=10",
+        ),
+        ({WIDTH: {"type": "int", "low": 64, "high": 1024}}, "must be a multiple of"),
+    ],
+)
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_width_that_goes_with_no_number_of_heads_is_refused_not_run(described, told, endless):
+    with pytest.raises(UserError, match=told):
+        parse(described | ({"training.lr": LR} if endless else {})).check(load_config())
+
+
+def test_the_widest_head_is_sought_in_all_points_with_the_batch_they_have():
+    by_eight = {
+        WIDTH: {"type": "int", "low": 64, "high": 704, "quantum": 64},
+        LAYERS: {"type": "int", "low": 1, "high": 8},
+        "training.accumulate_grad_batches": {"type": "int", "low": 1, "high": 32},
+    }
+    space = parse(by_eight, constraints=["hidden_dim * n_layers <= 2100"])
+    assert space.size() > 1_000
+    assert space.widest(load_config()) == {WIDTH: 704, LAYERS: 2}
+    sizes = {"type": "choice", "values": [4, 8, 16]}
+    space = parse(
+        {WIDTH: {"type": "choice", "values": [64, 640, 1280]}, "training.batch_size": sizes},
+        constraints=["hidden_dim * batch_size <= 10240"],
+    )
+    assert space.widest(load_config(["training.batch_size=16"])) == {WIDTH: 1280}
+
+
+WARM, STEPS, BATCH = "training.warmup_steps", "training.max_steps", "training.batch_size"
+
+
+def test_a_condition_upon_a_condition_is_met_where_a_value_is_checked():
+    schedule, share = "training.lr_schedule", "training.lr_decay_frac"
+    described = {
+        BATCH: {"type": "choice", "values": [8, 16, 32]},
+        schedule: {"type": "choice", "values": ["constant", "wsd"], "when": {BATCH: [8, 16]}},
+        share: {"type": "choice", "values": [0.1, 7.0]},
+    }
+    for when in ({schedule: ["wsd"]}, {BATCH: [16], schedule: ["wsd"]}):
+        space = parse(described | {share: described[share] | {"when": when}})
+        with pytest.raises(UserError, match="lr_decay_frac=7.0"):
+            space.check(load_config())
+    never = {BATCH: [32], schedule: ["wsd"]}  # where no schedule is searched
+    parse(described | {share: described[share] | {"when": never}}).check(load_config())
+
+
+def test_a_warm_up_and_a_budget_that_no_trial_has_together_are_not_held_against_each_other():
+    def space(warm_when, steps_when):
+        return parse(
+            {
+                BATCH: {"type": "choice", "values": [8, 16]},
+                WARM: {"type": "choice", "values": [0, 500], "when": {BATCH: [warm_when]}},
+                STEPS: {"type": "choice", "values": [400, 900], "when": {BATCH: [steps_when]}},
+                "training.lr": LR,
+            }
+        )
+
+    config = load_config()
+    assert space(8, 16).ends_in_warm_up(config) is None
+    assert space(16, 16).ends_in_warm_up(config) == (500, 400)
