@@ -128,8 +128,8 @@ def _machine(config: Config) -> Slots:
 def _headline(plan: Plan, given: Slots, speed: Speed, config: Config) -> str:
     at = "no rungs" if not plan.rungs else "rungs at " + ", ".join(f"{r:,}" for r in plan.rungs)
     at += " steps" if plan.rungs else ""
-    batch = config.training.batch_size
-    rate = 1 / (speed.fixed_s + speed.set_s * batch)
+    batch, passes = config.training.batch_size, config.training.accumulate_grad_batches
+    rate = 1 / (speed.fixed_s + speed.set_s * batch * passes)
     return (
         f"plan: {plan.trials} trials, {given.concurrent} at once, {at}; "
         f"{rate:.3g} steps/s at batch size {batch}"

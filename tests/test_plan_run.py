@@ -57,7 +57,10 @@ def test_what_compiling_gains_is_measured_printed_and_settled(
 
 
 def test_nothing_is_measured_on_a_cpu(tmp_path: Path) -> None:
-    run, printed, kept, settings = planned(tmp_path)
+    run, printed, kept, settings = planned(tmp_path, "training.accumulate_grad_batches=2")
+    speed, batch = kept["speed"], run.config.training.batch_size
+    rate = 1 / (speed["fixed_s"] + speed["set_s"] * 2 * batch)
+    assert f"; {rate:.3g} steps/s at batch size {batch}\n" in printed
     assert run.config.training.compile == settings["config"]["training"]["compile"] == "none"
     assert kept["compiling"] is None
     assert "compil" not in printed

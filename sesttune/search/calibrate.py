@@ -37,7 +37,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured trial; `val_losses` by step."""
+    """One measured trial; `sets` are those of an optimizer step, `val_losses` by step."""
 
     sets: int
     step_s: float
@@ -171,7 +171,7 @@ def _measure(config: Config, manifest: Path, folder: Path) -> Sample:
     took = (trained[-1]["time"] - lines[1]["time"]) / max(1, len(lines) - 2)
     sizes = {name: (folder / "checkpoints" / name).stat().st_size for name in (BEST, LAST)}
     return Sample(
-        config.training.batch_size,
+        config.training.batch_size * config.training.accumulate_grad_batches,
         step_s,
         max(0.0, took - config.training.val_check_interval * step_s),
         trained[0]["startup_s"],

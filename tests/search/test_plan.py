@@ -11,6 +11,7 @@ from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.search.calibrate import Speed, calibrate
+from sesttune.search.measuring import in_a_process
 from sesttune.search.plan import check_disk, make_plan
 from sesttune.search.space_file import parse_space
 
@@ -102,10 +103,16 @@ def test_a_disk_that_cannot_hold_the_worst_case_is_refused_with_what_would_fit(t
 def test_steps_are_measured_in_real_trials_and_nothing_of_them_stays(tmp_path):
     (tmp_path / "data").mkdir()
     data = write_tiny(tmp_path / "data")
-    config = load_config(base=data.settings())
+    config = load_config(["training.accumulate_grad_batches=2"], base=data.settings())
     manifest = prepare(config, MeanEncoder)
-    space = grid(batch_size=[1, 6])
-    speed = calibrate(config, space, manifest, tmp_path / "scratch", threads=1)
+    space, samples = grid(batch_size=[1, 6]), []
+
+    def measured(*arguments):
+        samples.extend(in_a_process(*arguments))
+        return samples
+
+    speed = calibrate(config, space, manifest, tmp_path / "scratch", threads=1, place=measured)
+    assert [sample.sets for sample in samples] == [2, 12], "of a step, which the plan asks for"
     assert speed.fixed_s + speed.set_s > 0
     assert speed.set_s >= 0
     assert speed.startup_s > 0
