@@ -4,6 +4,7 @@ A choice of numbers is told as their places in order, so that a sampler knows th
 8 and 32; as mere names a Gaussian process's sixteen trials ended half as far again from the best.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,13 @@ class Axis:
 
 def axis_of(parameter: Parameter) -> Axis:
     """The axis of a searched key."""
+    with warnings.catch_warnings():
+        # That a quantum does not divide its range: the last value is below `high`, here as there.
+        warnings.simplefilter("ignore", UserWarning)
+        return _axis(parameter)
+
+
+def _axis(parameter: Parameter) -> Axis:
     low, high, quantum = parameter.low, parameter.high, parameter.quantum
     if parameter.kind == "choice":
         values = parameter.values

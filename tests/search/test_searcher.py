@@ -1,5 +1,6 @@
-import itertools
+import logging
 import math
+import warnings
 
 import pytest
 
@@ -7,6 +8,7 @@ from sesttune.config.checks import SEARCHERS
 from sesttune.config.load import load_config
 from sesttune.search.searcher import Observed, Suggester
 from sesttune.search.space_file import parse_space
+from sesttune.search.trial_state import ENDED, RUNNING, WAITING, TrialState
 
 SPACE = parse_space(
     {
@@ -66,14 +68,89 @@ def test_what_learns_finds_the_good_region_and_random_does_not_look_for_it(learn
     assert late_mean(learning) < 0.75 * late_mean("random")
 
 
-def test_a_sequence_covers_the_range_more_evenly_than_random_points():
-    def largest_gap(kind, seed):
-        rates = [math.log10(seen.params["training.lr"]) for seen in search(SPACE, kind, 32, seed)]
-        ends = [-5.0, *sorted(rates), -1.0]
-        return max(b - a for a, b in itertools.pairwise(ends))
+def test_a_sequence_has_a_rate_in_each_part_of_the_range_however_long_it_gets():
+    """But for the first one, which is random."""
+    points = [seen.params for seen in search(SPACE, "qmc", 64)]
+    parts = {int(16 * (math.log10(point["training.lr"]) + 5)) for point in points[1:]}
+    assert len(parts) == 63
+    assert parts <= set(range(64))
 
-    gaps = [[largest_gap(kind, 1000 * seed) for seed in range(8)] for kind in ("qmc", "random")]
-    assert max(gaps[0]) < sum(gaps[1]) / 8
+
+@pytest.mark.parametrize(
+    ("kind", "trials", "random"), [("tpe", 2, 4), ("tpe", 12, 6), ("tpe", 40, 10), ("gp", 12, 6)]
+)
+def test_what_learns_looks_at_no_loss_before_half_of_the_trials_have_one(kind, trials, random):
+    suggester = Suggester(SPACE, kind, 0, trials)
+
+    def asked(count, best):
+        rates = [10 ** (-5 + 4 * k / count) for k in range(count)]
+        points = [{"training.lr": rate, "training.batch_size": 16} for rate in rates]
+        losses = [abs(k - best) for k in range(count)]
+        return suggester.ask(
+            [Observed(point, "complete", loss) for point, loss in zip(points, losses, strict=True)]
+        )
+
+    assert asked(random - 1, best=0) == asked(random - 1, best=random - 2)
+    assert asked(random, best=0) != asked(random, best=random - 1)
+
+
+def test_two_workers_do_not_try_the_same_place_at_the_same_time():
+    suggester, history = Suggester(SPACE, "tpe", 0, 8), search(SPACE, "tpe", 12)
+    far = {"training.lr": 1e-5, "training.batch_size": 32}
+    wanted = suggester.ask([*history, Observed(far, "running")])
+    beside = wanted | {"training.lr": 1.001 * wanted["training.lr"]}
+    other = suggester.ask([*history, Observed(beside, "running")])
+    assert abs(math.log10(other["training.lr"] / wanted["training.lr"])) > 0.5
+
+
+def test_each_ask_draws_another_point_though_nothing_was_learnt():
+    """What failed through no fault of its point has no result."""
+
+    def asked(count, best):
+        points = [{"training.lr": 10 ** (-5 + k / 4), "training.batch_size": 32} for k in range(9)]
+        failed = [Observed(point, "failed", abs(k - best)) for k, point in enumerate(points)]
+        return Suggester(SPACE, "tpe", 0, 8).ask(failed[:count])
+
+    assert len({repr(asked(count, best=0)) for count in range(10)}) == 10
+    assert asked(9, best=0) == asked(9, best=8)
+
+
+def test_what_diverged_late_is_no_better_than_what_a_rung_stopped_early():
+    def seen(lr, state, loss, step):
+        return Observed({"training.lr": lr, "training.batch_size": 16}, state, loss, step)
+
+    stopped = [seen(10 ** (-5 + 0.05 * k), "pruned", 5.0 + k, 100) for k in range(4)]
+    diverged = [seen(10 ** (-1 - 0.01 * k), "diverged", None, 400) for k in range(8)]
+    for seed in range(0, 400, 100):
+        point = Suggester(SPACE, "tpe", seed, 8).ask(stopped + diverged)
+        assert point["training.lr"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "seen"),
+    [
+        (RUNNING, None, "running"),
+        (WAITING, None, "running"),
+        (ENDED, "max_steps", "complete"),
+        (ENDED, "patience", "complete"),
+        (ENDED, "nan", "diverged"),
+        (ENDED, "error: killed", "failed"),
+        (ENDED, "asha: rung 10", "pruned"),
+        (ENDED, "budget: spent", "pruned"),
+    ],
+)
+def test_how_a_trial_ended_says_what_is_learnt_of_it(state, reason, seen):
+    trial = TrialState("001", {"training.lr": 1e-4}, 20, 20, state, reason)
+    assert Observed.of(trial) == Observed({"training.lr": 1e-4}, seen, None, 0)
+    trial.take(20, 1.5)
+    assert Observed.of(trial) == Observed({"training.lr": 1e-4}, seen, 1.5, 20)
+
+
+def test_an_extension_of_the_winner_tells_the_searcher_nothing():
+    trial = TrialState("001", {"training.lr": 1e-4}, 40, 20, ENDED, "max_steps")
+    trial.take(20, 1.5)
+    trial.take(40, 1.0)
+    assert Observed.of(trial).value == 1.5
 
 
 def test_a_grid_is_every_point_once_in_a_random_order_and_then_the_end():
@@ -173,12 +250,28 @@ CONSTRAINED = parse_space(
 
 
 @pytest.mark.parametrize("kind", ["tpe", "gp", "qmc", "random"])
-def test_conditions_and_constraints_hold_for_every_searcher(kind):
+def test_conditions_and_constraints_hold_for_every_searcher(kind, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
     history = search(CONSTRAINED, kind, 9)
     points = [seen.params for seen in history]
     assert len(points) == 9
     assert {point["training.lr_schedule"] for point in points} == {"constant", "wsd"}
+    forbidden = {"training.batch_size": 32, "training.accumulate_grad_batches": 1}
+    assert not Suggester(CONSTRAINED, kind, 0, 9).may_propose(points[0] | forbidden)
+    assert caplog.messages == [], "no word of Optuna's about keys that a point lacks"
     for point in points:
         searched = "training.lr_decay_frac" in point
         assert searched == (point["training.lr_schedule"] == "wsd")
         assert point["training.batch_size"] * point["training.accumulate_grad_batches"] <= 16
+
+
+def test_a_quantum_that_does_not_divide_its_range_is_no_warning():
+    described = {
+        "training.warmup_steps": {"type": "int", "low": 0, "high": 1000, "quantum": 300},
+        "training.lr_decay_frac": {"type": "uniform", "low": 0.1, "high": 0.5, "quantum": 0.15},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = search(parse_space({"parameters": described}, "s.yaml"), "tpe", 12)
+    steps, shares = zip(*(seen.params.values() for seen in history), strict=True)
+    assert (set(steps), set(shares)) == ({0, 300, 600, 900}, {0.1, 0.25, 0.4})
