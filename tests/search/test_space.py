@@ -1,7 +1,11 @@
+import math
+import random
+
 import pytest
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
+from sesttune.search.axis import axis_of
 from sesttune.search.rules import trial_count
 from sesttune.search.space_file import SPACES_FOLDER, load_space, parse_space
 
@@ -37,6 +41,24 @@ def test_a_path_and_a_local_name_are_found_and_1e_4_is_a_number(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert load_space("mine") == load_space("search_spaces/mine.yaml")
     assert load_space(str(file)).parameters["training.lr"].values == (1e-4, 3e-4)
+    file.rename(file.with_name("grid.yaml"))
+    assert load_space("grid").num_trials == 2, "one's own goes before a shipped one"
+
+
+def test_a_file_that_names_neither_means_tpe_and_sixteen_trials():
+    space = parse({"training.lr": LR})
+    assert (space.searcher, space.num_trials) == ("tpe", 16)
+
+
+def test_values_of_a_range_are_as_a_file_writes_them_and_rates_are_drawn_by_their_logarithm():
+    steps = {"type": "uniform", "low": 0.0, "high": 0.3, "quantum": 0.1}
+    space = parse({"model.kwargs.dropout": steps, "training.lr": LR})
+    assert space.parameters["model.kwargs.dropout"].grid() == (0.0, 0.1, 0.2, 0.3)
+    rng = random.Random(0)
+    rates = [space.random_point(rng)["training.lr"] for _ in range(200)]
+    assert 70 < sum(rate < 1e-4 for rate in rates) < 130
+    sizes = {"training.batch_size": {"type": "choice", "values": [32, 8, 16]}}
+    assert axis_of(parse(sizes).parameters["training.batch_size"]).values == (8, 16, 32)
 
 
 def test_a_grid_has_every_combination_once():
@@ -75,6 +97,12 @@ def test_a_key_fixed_on_the_command_line_is_not_searched():
         ({"training.max_steps": {"type": "int", "low": 1, "high": 2**63}}, "within ±2.53"),
         ({"training.lr": {**LR, "step": 2}}, "'step' does not go with type loguniform"),
         ({"training.max_steps": {"type": "int", "low": 0.5, "high": 9}}, "whole numbers"),
+        ({"training.max_steps": {"type": "int", "low": 1, "high": 9, "quantum": 0.5}}, "whole"),
+        ({"training.max_steps": {"type": "int", "low": 1, "high": 9, "quantum": 9}}, "fit between"),
+        ({"training.max_steps": {"type": "int", "low": 1, "high": 9, "quantum": 0}}, "above 0 and"),
+        ({"training.max_steps": {"type": "int", "low": True, "high": 9}}, "'low' must be a number"),
+        ({"training.lr": {**LR, "high": math.inf}}, "'high' must be a number"),
+        ({"training.lr_schedule": {"type": "choice", "values": "wsd"}}, "must be a list"),
         ({}, "at least one key"),
     ],
 )
@@ -114,12 +142,14 @@ def test_a_bad_file_is_refused(tmp_path):
         load_space(str(bad))
     with pytest.raises(UserError, match="no such file; give a YAML file or one of .*default"):
         load_space("nowhere")
-    with pytest.raises(UserError, match="no such file"):
-        load_space("demo.v2")
+    for name in ("demo.v2", "elsewhere/demo"):
+        with pytest.raises(UserError, match="no such file"):
+            load_space(name)
     with pytest.raises(UserError, match="did you mean 'num_trials'"):
         parse({"training.lr": LR}, trials=3)
-    with pytest.raises(UserError, match="num_trials=0"):
-        parse({"training.lr": LR}, num_trials=0)
+    for count in (0, 2.5, True):
+        with pytest.raises(UserError, match=f"num_trials={count} must be a whole number"):
+            parse({"training.lr": LR}, num_trials=count)
     with pytest.raises(UserError, match="searcher 'bayes'"):
         parse({"training.lr": LR}, searcher="bayes")
 
