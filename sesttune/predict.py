@@ -62,7 +62,13 @@ def main(argv: Sequence[str]) -> int:
     from sesttune.config.load import from_dict, with_point
     from sesttune.data.trial_data import describe_genes, describe_pairing
     from sesttune.model.head_checkpoint import import_head
-    from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
+    from sesttune.predicted_file import (
+        check_memory,
+        check_vcc,
+        without_x,
+        write_predicted,
+        write_vcc,
+    )
     from sesttune.tracking.registry import fetch_model
     from sesttune.tracking.store import tracking_uri
 
@@ -74,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
         config = with_point(config, {"data.cache_dir": args.cache_dir})
     if args.vcc:
         check_vcc(args.adata, config.data.kwargs)
+    check_memory(args.adata, len(about["genes"]))
     features = _features(folder, args.features, about["head"]["pert_dim"])
     store, controls = _read_cells(args, config, about, set(features))
     pairing = describe_pairing(store, config.data.kwargs.batch_col)
@@ -172,10 +179,13 @@ def _predict(
     from sesttune.data.trial_data import conditions_of
     from sesttune.evaluation.every_cell import predict_every_cell
     from sesttune.evaluation.predictors import head_predictor
+    from sesttune.predicted_file import BLOCK_ROWS
 
     out = np.empty((store.n_cells, store.n_genes), np.float32)
     own = np.flatnonzero(store.is_control)
-    out[own] = store.dense(own)
+    for start in range(0, len(own), BLOCK_ROWS):  # of all at once there would be a second copy
+        block = own[start : start + BLOCK_ROWS]
+        out[block] = store.dense(block)
     predict = head_predictor(head, controls, feature_matrix(features, store.names["pert"]))
     length = config.model.kwargs.st_cell_set_len
     for rows, predicted in predict_every_cell(store, conditions_of(store), predict, length, seed):

@@ -26,10 +26,27 @@ from sesttune.atomic import replacing, write_text
 from sesttune.config.schema import DataKwargs
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError, first_line
+from sesttune.machine import free_memory
 
 VCC_COLUMN, VCC_CONTROL = "target_gene", "non-targeting"
 VCC_CELLS, VCC_LOG1P = 200_000, 15.0
 BLOCK_ROWS = 4_096
+
+
+def check_memory(source: Path, genes: int) -> None:
+    """Raise UserError where predictions of `genes` genes for the cells of `source` do not fit.
+
+    Before the controls are encoded, which may take hours; the kernel would kill it after that.
+    """
+    with H5adFile(source) as file:
+        cells = file.n_cells
+    size, free = 4 * cells * genes, free_memory()
+    if size > free > 0:
+        raise UserError(
+            f"--adata {source}: predictions for {cells:,} cells of {genes:,} genes take "
+            f"{size / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free: give fewer cells at "
+            "a time, each with the controls of its cell type"
+        )
 
 
 def without_x(source: Path, about: dict[str, Any]) -> anndata.AnnData:

@@ -18,7 +18,7 @@ from scipy import sparse
 from sesttune import predicted_file
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.predicted_file import check_vcc, without_x, write_predicted, write_vcc
+from sesttune.predicted_file import check_memory, check_vcc, without_x, write_predicted, write_vcc
 
 GENES = ["B", "A,1", "C"]
 LABELS = ["safe", "P0", "P1", "P0", "safe"]
@@ -43,6 +43,13 @@ def cells(path: Path, labels: list[str], column: str = "gene", **more: object) -
     var = pd.DataFrame({"id": ["3", "0", "1", "2"]}, index=["C", "extra", "A,1", "B"])
     anndata.AnnData(np.ones((len(labels), 4), np.float32), obs, var).write_h5ad(path)
     return path
+
+
+def test_more_cells_than_memory_holds_are_refused_at_once(tmp_path: Path) -> None:
+    source = cells(tmp_path / "in.h5ad", LABELS)
+    check_memory(source, len(GENES))
+    with pytest.raises(UserError, match=r"in.h5ad: predictions for 5 cells of .* take 2e\+04 GB"):
+        check_memory(source, 10**12)
 
 
 def test_an_entry_is_sparse_and_named_as_prep_expects_without_a_changed_value(
