@@ -50,9 +50,16 @@ def _list(folder: Path, args: argparse.Namespace) -> int:
 def _verify(folder: Path, args: argparse.Namespace) -> int:
     from sesttune.cached_folder import is_intact
     from sesttune.data.cache_entries import entries
+    from sesttune.progress_bars import progress_bars
 
-    found = entries(folder)
-    broken = [entry for entry in found if not is_intact(entry.folder)]
+    found, broken = entries(folder), []
+    whole, done = sum(entry.size for entry in found) >> 20, 0
+    with progress_bars(Console(stderr=True)) as show:
+        for entry in found:
+            if not is_intact(entry.folder):
+                broken.append(entry)
+            done += entry.size
+            show("reading (MiB)", done >> 20, whole)
     for entry in broken:
         print(f"damaged: {entry.folder} (remove it; it is built again when needed)")
     print(f"{len(found) - len(broken)} of {len(found)} folders are as they were written")

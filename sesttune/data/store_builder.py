@@ -152,7 +152,7 @@ def _write(
             f"{names} hold the same control cells{more}: where the others are the same, too, they "
             "may be trained on and held out; name them once"
         )
-    shrink_values(folder / "values.npy")
+    shrink_values(folder / "values.npy", progress)
     kinds = [file["values"] for file in described]
     target_sum = kwargs.target_sum if "raw" in kinds else None
     about = {

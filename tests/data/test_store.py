@@ -11,6 +11,7 @@ from helpers.tiny_data import CONTROL, N_GENES, write_cells, write_tiny
 from scipy import sparse
 
 from sesttune.config.schema import DataKwargs
+from sesttune.data import growing_array
 from sesttune.data.store import CellStore
 from sesttune.data.store_builder import SourceFile, build_store
 from sesttune.errors import UserError
@@ -242,3 +243,20 @@ def test_empty_cells_are_zero(tmp_path: Path) -> None:
     cells.write_h5ad(path)
     store: CellStore = build_store([SourceFile(path, "t")], KWARGS, tmp_path / "c")
     assert np.array_equal(store.dense(np.array([7])), np.zeros((1, N_GENES), np.float32))
+
+
+@pytest.mark.parametrize("odd", [None, 0.5, 65_536.0])
+def test_halving_the_counts_of_a_large_store_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: float | None
+) -> None:
+    monkeypatch.setattr(growing_array, "CHUNK", 4)
+    values = np.arange(10, dtype=np.float32)
+    if odd is not None:
+        values[9] = odd
+    np.save(tmp_path / "values.npy", values)
+    told: list[tuple[int, int]] = []
+    growing_array.shrink_values(tmp_path / "values.npy", lambda _, *step: told.append(step))
+    found = np.load(tmp_path / "values.npy")
+    assert np.array_equal(found, values)
+    assert found.dtype == (np.uint16 if odd is None else np.float32)
+    assert told == [(n, 6) for n in range(1, 7 if odd is None else 3)]
