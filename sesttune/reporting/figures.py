@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sesttune.reporting.plots import best_so_far, learning_curves, step_times
@@ -152,6 +153,7 @@ def _shown(
     png = None
     if why_not is None:
         content = io.BytesIO()
-        draw().savefig(content, format="png", dpi=DPI)
+        with rc_context({"text.parse_math": False}):  # `$` in a name begins no formula
+            draw().savefig(content, format="png", dpi=DPI)
         png = content.getvalue()
     return Shown(name, title, reading, alt, png, why_not)

@@ -276,3 +276,11 @@ def test_what_cannot_be_drawn_is_left_out_and_says_why() -> None:
 )  # fmt: skip
 def test_numbers_are_short(value: object, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_names_are_no_formulas() -> None:
+    """To matplotlib `$_$` is one, and a wrong one."""
+    schedules = Axis("training.lr_schedule", "$_$", ("$^$", "wsd"))
+    assert all(
+        one.png for one in draw_all(replace(DATA, name="cost$_$", axes=(*AXES[:2], schedules)))
+    )
