@@ -29,6 +29,9 @@ class RateColumn(ProgressColumn):
 @contextmanager
 def progress_bars(console: Console) -> Iterator[cached_folder.Progress]:
     """A function of (what, done, total) that keeps a bar for each `what`; quiet off a terminal."""
+    if not console.is_terminal:
+        yield cached_folder.no_progress  # of a disabled Progress rich before 14.3 prints a line
+        return
     columns = (
         TextColumn("{task.description}", markup=False),  # it may hold a file's name
         BarColumn(),
@@ -36,7 +39,7 @@ def progress_bars(console: Console) -> Iterator[cached_folder.Progress]:
         RateColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
