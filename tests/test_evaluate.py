@@ -17,6 +17,7 @@ from helpers.trained_runs import GOOD, POOR, write_trained
 from sesttune import evaluate
 from sesttune.command import run as run_command
 from sesttune.config.load import load_config
+from sesttune.evaluation.cell_eval import folder_name
 from sesttune.held_out import trial_model
 from sesttune.run_setup import open_run
 from sesttune.tracking.registry import write_model
@@ -221,6 +222,14 @@ def test_cell_eval_scores_each_cell_type_or_is_asked_for(
     assert len(row(done.stdout, "pearson_delta")) == 3  # beta and gamma
     assert "it/s" not in done.stderr, "a bar a metric"
     assert (tmp_path / "scores" / "tiny.gamma" / "results.csv").is_file()
+
+
+def test_each_context_has_a_folder_of_its_own_in_the_one_asked_for() -> None:
+    contexts = ("d.CD4+/CD8+", "d.CD4+%2FCD8+", "d./../../x", "../x", "..", "d.T cell")
+    names = [folder_name(context) for context in contexts]
+    assert len(set(names)) == len(contexts)
+    assert all((Path("/out") / name).resolve().parent == Path("/out") for name in names)
+    assert names[-1] == contexts[-1]
 
 
 def test_a_metric_that_a_context_lacks_is_shown_for_the_others() -> None:

@@ -49,12 +49,18 @@ def run_cell_eval(
             adata_real=_cells(data, rows, real),
             control_pert=store.control_pert,
             pert_col="perturbation",
-            outdir=str(folder / name),
+            outdir=str(folder / folder_name(name)),
         )
         scores, _ = evaluator.compute()
         table = scores.drop("perturbation").to_pandas()
         found[name] = {str(k): float(v) for k, v in table.mean(numeric_only=True).items()}
     return found
+
+
+def folder_name(context: str) -> str:
+    """A folder's name for a context, another for each: labels may hold `/`, and `..` before it."""
+    name = context.replace("%", "%25").replace("/", "%2F")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _cells(data: TrialData, rows: np.ndarray, expression: np.ndarray) -> anndata.AnnData:
