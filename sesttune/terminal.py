@@ -3,16 +3,22 @@
 Writing to a terminal that has closed is an error (EIO), also for a background job that nothing
 tells of it, and so is writing to a log on a full disk: a sweep of days would train to its end and
 fall over the line that says so, before its result is kept.
+
+Nor do labels of a downloaded file steer the terminal: of escape sequences only those that colour
+text and move the cursor, as rich has them, go through, and none that sets its clipboard or title.
 """
 
 import errno
 import io
 import os
+import re
 import stat
 import sys
 from typing import Any
 
 from sesttune.atomic import FULL
+
+_STEERING = re.compile("\x1b(?!\\[)|[\x07\x80-\x9f]")
 
 
 class _Shown(io.FileIO):
@@ -35,6 +41,14 @@ class _Shown(io.FileIO):
         return super().write(text)
 
 
+class _Harmless(io.TextIOWrapper):
+    """Shows what would steer a terminal as Python writes it: `\\x1b`."""
+
+    def write(self, text: str, /) -> int:
+        super().write(_STEERING.sub(lambda found: ascii(found[0])[1:-1], text))
+        return len(text)
+
+
 def outlive_terminal() -> None:
     """Let output and errors of this process go on when their terminal closes, or their disk fills.
 
@@ -47,7 +61,7 @@ def outlive_terminal() -> None:
         elif type(stream) is io.TextIOWrapper and not _is_pipe(stream.fileno()):
             stream.flush()
             shown = io.BufferedWriter(_Shown(stream.fileno()))
-            text = io.TextIOWrapper(
+            text = _Harmless(
                 shown,
                 stream.encoding,
                 stream.errors,

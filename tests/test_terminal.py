@@ -55,3 +55,28 @@ def test_output_to_a_file_is_all_there(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         subprocess.run(call, cwd=tmp_path, stdout=log, stderr=log, check=False)
     assert (tmp_path / "log").read_text().split() == ["begun", "gone", "gone", "gone"]
+
+
+_HOSTILE = r"""
+import sys
+from sesttune.command import open_console, run
+from sesttune.errors import UserError
+def main(argv):
+    open_console().print("'\x1b]52;c;eA==\x07' \x9b2J", style="bold")
+    raise UserError("no '\x1bc'")
+sys.exit(run(main))
+"""
+
+
+def test_labels_of_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    """OSC 52 fills the clipboard of who looks at it, and \x1bc clears all that was said."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-c", _HOSTILE])
+    shown = b""
+    while b"error" not in shown or not shown.endswith(b"\n"):
+        shown += os.read(terminal, 1000)
+    os.waitpid(child, 0)
+    lines = shown.decode().splitlines()
+    assert lines == ["\x1b[1m'\\x1b]52;c;eA==' \\x9b2J\x1b[0m", "error: no '\\x1bc'"]
