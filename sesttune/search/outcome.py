@@ -75,7 +75,7 @@ def read_outcome(folder: Path, config: Config) -> SweepOutcome:
 
 def _finals(folder: Path, config: Config) -> list[Standing]:
     trials = {trial.id: trial for trial in read_states(folder, config)}
-    repeated = {trial.repeats for trial in trials.values() if trial.repeats is not None}
+    repeated = trials.keys() & {trial.repeats for trial in trials.values()}
     if not repeated:
         return []
     for report in reports(folder, trials.values()):

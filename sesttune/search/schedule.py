@@ -151,15 +151,20 @@ class Schedule:
         for line in lines:
             self.trials[line.trial_id].take(line.step, line.best_val_loss)
         self._shared.mend()
+        anew = self._shared.without_their_training()
         for trial in self.trials.values():
-            self._shared.restore(trial)
-        due = self.rungs.replay(line for line in lines if self._judged(line))
+            if trial.id not in anew:
+                self._shared.restore(trial)
+        kept = (line for line in lines if line.trial_id not in anew)
+        due = self.rungs.replay(line for line in kept if self._judged(line))
         for trial_id, stop in due.items():
             trial = self.trials[trial_id]
             if trial.active and stop.rung not in trial.passed:
                 self._stops[trial_id] = str(stop)
                 self.end(trial_id, "stopped")
         self._shared.follow_all()
+        for trial in anew.values():
+            self._shared.place(trial)
         for trial in self.trials.values():
             self._stopped.see(trial)
 
@@ -213,7 +218,7 @@ class Schedule:
         return [point for point in leaders if self._searcher.may_propose(point)]
 
     def _add(self, point: dict[str, Any], **about: Any) -> TrialState:
-        number = 1 + len(self.trials)
+        number = 1 + max(map(int, self.trials), default=0)  # a folder may have been taken away
         budget = int(point.get(MAX_STEPS_KEY, self.rules.max_steps))
         trial = TrialState(f"{number:0{_ID_DIGITS}d}", point, budget, budget, **about)
         self.trials[trial.id] = trial

@@ -5,6 +5,7 @@ budget, or where that one ends. A longer one waits while the shorter one runs, t
 training over, with its checkpoints and its places at the rungs; the shorter one shares it then.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
@@ -86,6 +87,23 @@ class SharedTraining:
             if trial.budget > taker.budget:
                 trial.shares, trial.continues = None, taker.id
             self._note(trial)
+
+    def without_their_training(self) -> dict[str, TrialState]:
+        """Trials to be placed again, by id, and begun anew: who had their training is gone.
+
+        A user may move a damaged trial's folder away, and its checkpoints go with it.
+        """
+        known, anew = self._trials.keys() | self._earlier.keys() | {None}, {}
+        for trial in self._trials.values():
+            if trial.shares in known and trial.continues in known:
+                continue
+            if trial.shares not in known:
+                trial.state, trial.reason, trial.shares, trial.passed = WAITING, None, None, []
+                trial.step, trial.best, trial.settled = -1, math.inf, math.inf
+                anew[trial.id] = trial
+            trial.continues = None
+            self._note(trial)
+        return anew
 
     def restore(self, trial: TrialState) -> None:
         """Take in a trial that was placed before."""

@@ -8,16 +8,21 @@ import heapq
 import itertools
 import math
 import random
+import shutil
 
 import pytest
 
 from sesttune.config.load import load_config
 from sesttune.search.ledger import TrialLedger
+from sesttune.search.outcome import read_outcome
+from sesttune.search.recorded import read_schedule
 from sesttune.search.space_file import parse_space
 from sesttune.training.records import (
     append_metrics,
+    cut_metrics,
     list_trials,
     read_metrics,
+    read_trial,
     trial_folder,
     update_trial,
 )
@@ -76,8 +81,12 @@ class Machines:
             self._validate(*heapq.heappop(self.queue), kill_at, reported)
 
     def _start(self, job):
-        update_trial(trial_folder(self.folder, job.id), "running", None)
-        lines = read_metrics(trial_folder(self.folder, job.id))
+        folder = trial_folder(self.folder, job.id)
+        assert read_trial(folder).params == job.point, "the folder of another trial"
+        update_trial(folder, "running", None)
+        if self.ledger.schedule.trials[job.id].step < 0:  # there is no checkpoint
+            cut_metrics(folder, -1)
+        lines = read_metrics(folder)
         self._later(job, lines[-1]["step"] + EVERY if lines else 0)
 
     def _later(self, job, step):
@@ -150,3 +159,24 @@ def test_a_sweep_killed_anywhere_and_resumed_ends_as_if_nothing_had_happened(
             machines.run(kill_at, reported=bool(kill_at % 2))
         machines.run()
         assert outcome(machines.folder) == expected, f"killed at validation {kill_at}"
+
+
+def test_without_the_folder_of_a_trial_a_sweep_is_reported_and_gone_on_with(tmp_path):
+    parameters = SPACES["random"] | {"training.max_steps": STEPS}
+    space = parse_space({"searcher": "random", "num_trials": 5, "parameters": parameters}, "s.yaml")
+    Machines(tmp_path / "whole", space, seed=0).run()
+    expected = outcome(tmp_path / "whole")
+    others = [read_schedule(record.folder) for record in list_trials(tmp_path / "whole")]
+    needed = {
+        name: {kept.get(name) for kept in others} for name in ("shares", "continues", "repeats")
+    }
+    for gone in set.union(*needed.values()) - {None}:
+        machines = Machines(tmp_path / f"without {gone}", space, seed=0)
+        shutil.copytree(tmp_path / "whole", machines.folder)
+        shutil.rmtree(trial_folder(machines.folder, gone))
+        assert read_outcome(machines.folder, CONFIG).best.id != gone
+        machines.run()
+        found = outcome(machines.folder)
+        assert all(status != "pending" for _, status, *_ in found.values()), gone
+        kept = expected.keys() - {gone}
+        assert [found[i][0] for i in kept] == [expected[i][0] for i in kept], gone
