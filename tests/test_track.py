@@ -104,6 +104,11 @@ def test_runs_of_another_store_are_not_looked_for_here(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/moved.db")
     assert run_command(main, arguments) == 0
     assert "delivered 2 points" in capsys.readouterr().out
+    # A run folder that was moved without its store has nowhere to be looked for.
+    (tmp_path / "moved.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    assert run_command(main, arguments) == 0
+    assert_whole(other, folder, str(tmp_path))
 
 
 @pytest.mark.parametrize("action", ["sync", "status"])

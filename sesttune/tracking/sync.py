@@ -31,7 +31,13 @@ from sesttune.tracking.spool import (
     read_result,
     sole_writer,
 )
-from sesttune.tracking.store import patient_client, problem, quick_client, without_secrets
+from sesttune.tracking.store import (
+    is_gone,
+    patient_client,
+    problem,
+    quick_client,
+    without_secrets,
+)
 from sesttune.tracking.views import PARENT_TAG, run_page
 from sesttune.training.records import (
     DATA,
@@ -100,7 +106,7 @@ class RunTracker:
         """A store may move, but the runs must be in it; one that was emptied gets them anew."""
         here, before = without_secrets(self._uri), self._cursor.get("store")
         if "parent" in self._cursor and not self._experiment.has(self._cursor["parent"]):
-            if before not in (here, None):
+            if before not in (here, None) and not is_gone(before):
                 raise UserError(
                     f"{self.folder.name} has its runs in {before}, not in {here}: set "
                     f"MLFLOW_TRACKING_URI to that store, or remove {self.folder / CURSOR} to "
