@@ -214,7 +214,11 @@ def test_compare_shows_winners_and_says_whether_they_differ(
         ("promote", {"--sweep": "frist"}, "no run 'frist' in"),
         ("promote", {"--alias": "bad alias!"}, "MLflow takes letters, digits, _ and -"),
         ("promote", {"--trial": "099"}, "no trial '099' in first; there are: 001, 002"),
-        ("predict", {"--model": "models:/se-st@nobody"}, "not in the MLflow registry"),
+        (
+            "predict",
+            {"--model": "models:/se-st@nobody"},
+            "not to be had from the MLflow registry (Registered model alias nobody not found",
+        ),
         ("predict", {"--model": "."}, "neither models:/NAME@ALIAS nor a folder with head.json"),
         (
             "predict",

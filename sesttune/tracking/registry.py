@@ -134,7 +134,9 @@ def fetch_model(model: str, uri: str) -> Path:
             folder = Path(mlflow.artifacts.download_artifacts(model))
         except Exception as error:  # MLflow's own, and those of each kind of store
             reason = problem(error, uri)
-            raise UserError(f"--model {model}: not in the MLflow registry ({reason})") from None
+            raise UserError(
+                f"--model {model}: not to be had from the MLflow registry ({reason})"
+            ) from None
     heads = list(folder.rglob(ABOUT_FILE))
     if len(heads) != 1:
         raise UserError(f"--model {model} is not a model that sesttune registered")

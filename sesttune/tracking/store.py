@@ -154,6 +154,8 @@ def _remedy(line: str, uri: str) -> str | None:
             "its tables are of another version of MLflow: back it up and run `mlflow db upgrade "
             f"{shlex.quote(without_secrets(uri))}`, or install that version"
         )
+    if line.startswith("No such artifact"):
+        return "it is registered, but its files are gone: put them back, or promote it again"
     return None
 
 
