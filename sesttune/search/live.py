@@ -202,9 +202,10 @@ def _number(value: float) -> str:
 
 
 def _known(record: TrialRecord) -> _Trial:
-    budget = int(record.params.get("training.max_steps", 0))
+    line = _last_line(record)
+    budget = int(record.params.get("training.max_steps", line.get("max_steps", 0)))
     state = f"{record.status}: {record.stop_reason}"
-    return _Trial(record.params, budget, state, _last_line(record), _shared_with(record))
+    return _Trial(record.params, budget, state, line, _shared_with(record))
 
 
 def _last_line(record: TrialRecord) -> Mapping[str, float]:

@@ -93,7 +93,8 @@ def test_a_log_file_gets_one_line_per_finished_trial(tmp_path):
 def test_a_resumed_sweep_shows_the_trials_that_had_finished(tmp_path):
     done = TrialRecord("001", tmp_path / "001", PARAMS, "done", "max_steps")
     done.folder.mkdir()
-    append_metrics(done.folder, {"step": 400, "val_loss": 0.5, "best_val_loss": 0.5})
+    line = {"step": 300, "val_loss": 0.5, "best_val_loss": 0.5, "max_steps": 400}
+    append_metrics(done.folder, line)
     running = TrialRecord("002", tmp_path / "002", PARAMS, "running")
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=140)
@@ -101,6 +102,7 @@ def test_a_resumed_sweep_shows_the_trials_that_had_finished(tmp_path):
         pass
     assert "1/4 trials" in out.getvalue()
     assert "best val_loss 0.5 (trial 001)" in out.getvalue()
+    assert "300/400" in out.getvalue(), "its budget is of the settings, not searched"
 
 
 class Sweep:
