@@ -80,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
         config = with_point(config, {"data.cache_dir": args.cache_dir})
     if args.vcc:
         check_vcc(args.adata, config.data.kwargs)
-    check_memory(args.adata, len(about["genes"]))
     features = _features(folder, args.features, about["head"]["pert_dim"])
+    check_memory(args.adata, len(about["genes"]))
     store, controls = _read_cells(args, config, about, set(features))
     pairing = describe_pairing(store, config.data.kwargs.batch_col)
     for line in (*describe_genes(controls.gene_reports), *pairing):
