@@ -78,6 +78,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
         evaluate_models,
         heading,
         held_out_split,
+        rival_may_know,
         score_table,
         stored_model,
         trial_model,
@@ -123,6 +124,8 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
         found = challenge(losses_of(scores, "model"), losses_of(scores, rival))
         name = args.against if rival == "against" else rival
         console.print(f"against {name}: {found}")
+    if args.against is not None and (told := rival_may_know(models["against"], data)) is not None:
+        console.print(told)
     if args.output is not None:
         with replacing(args.output) as draft:
             scores.to_csv(draft, index=False)

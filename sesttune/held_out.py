@@ -208,6 +208,16 @@ def heading(model: Model, split: str, data: TrialData) -> str:
     return said
 
 
+def rival_may_know(rival: Model, data: TrialData) -> str | None:
+    """What is to be said of a rival from which nothing has held these conditions."""
+    if rival.about["data_fingerprint"] == data.fingerprint:
+        return None
+    return (
+        f"{rival.label} was trained on other data or another split: it may have been trained on "
+        "some of these conditions, which would flatter it"
+    )
+
+
 def trained_conditions(own: TrialData, data: TrialData, split: str) -> int:
     """How many of `split`'s conditions (cell type and perturbation) `own` has for training."""
 

@@ -168,7 +168,13 @@ def _judge(
     """Scores on held-out data, the comparison in words, and whether the candidate is accepted."""
     from sesttune.evaluation.challenge import challenge
     from sesttune.evaluation.scores import genes_not_left_out, losses_of
-    from sesttune.held_out import evaluate_models, heading, score_table, stored_model
+    from sesttune.held_out import (
+        evaluate_models,
+        heading,
+        rival_may_know,
+        score_table,
+        stored_model,
+    )
     from sesttune.tracking.aliases import MODEL_NAME
 
     config, split, rival = candidate.config, args.split, None
@@ -198,6 +204,8 @@ def _judge(
     found = challenge(losses_of(scores, "candidate"), losses_of(scores, "champion"))
     said = f"{rival}: {found}"
     console.print(f"against {said}")
+    if (told := rival_may_know(stored, data)) is not None:
+        console.print(told)
     return scores, said, found.better or args.force is not None
 
 

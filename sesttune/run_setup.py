@@ -86,9 +86,11 @@ def prepare_run(
     _show_notes(data, console)
     about = _about(data, config, console)
     if start is not None:
-        from sesttune.training.starting_point import refuse_other_data
+        from sesttune.training.starting_point import refuse_other_data, told_of_other_split
 
         refuse_other_data(start, config, data)
+        if (told := told_of_other_split(start, config, data)) is not None:
+            console.print(f"warning: {told}")
     listed = space.to_dict() if space is not None else None
     # Paths repeat (another machine, a deleted folder); this id is what MLflow knows the run by.
     about = {"id": uuid.uuid4().hex, "manifest": str(data.manifest), **about}

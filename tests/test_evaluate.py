@@ -73,6 +73,7 @@ def test_a_trial_is_shown_beside_the_baselines_and_against_another(
     assert len(row(shown, "beta")) == 7, "a table by cell type"
     assert "6 of 6 perturbations (e.g. 'P0') bear the name of none of the genes" in shown
     assert f"against {poor}: better beyond noise (loss" in shown
+    assert "another split" not in shown
     assert "against perturbation_mean: worse beyond noise" in shown
 
 
@@ -100,8 +101,10 @@ def test_a_folder_is_evaluated_on_its_own_data_or_on_others(
     shown = capsys.readouterr().out
     assert f"{poor} on test: 8 conditions" in shown
     assert "it may have been trained on some of these" in shown
-    assert call(outputs, "--sweep", POOR, there) == 0
-    assert "1 of these 8 conditions were in its training" in capsys.readouterr().out
+    assert call(outputs, "--sweep", POOR, there, "--against", str(poor)) == 0
+    shown = capsys.readouterr().out
+    assert "1 of these 8 conditions were in its training" in shown
+    assert f"{poor} was trained on other data or another split" in shown
     other.write_text(whole.read_text().partition("[zeroshot]")[0])
     assert call(outputs, "--sweep", POOR, there) == 0
     shown = capsys.readouterr().out

@@ -209,6 +209,21 @@ def test_mistakes_are_one_line(
     assert len(error.splitlines()) == 1
 
 
+def test_a_champion_that_may_have_seen_the_held_out_conditions_is_told_of(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fetch_model("models:/se-st@champion", uri) / "head.json"
+    own = file.read_text()
+    about = json.loads(own) | {"data_fingerprint": "of another split"}
+    file.write_text(json.dumps(about))
+    assert call(outputs, "--sweep", POOR) == 1
+    told = "models:/se-st/2 was trained on other data or another split: it may have been"
+    assert told in capsys.readouterr().out
+    file.write_text(own)
+    assert call(outputs, "--sweep", POOR) == 1
+    assert "another split" not in capsys.readouterr().out
+
+
 def test_force_does_without_a_rival_whose_files_are_lost(
     outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """What is refused before a run folder appears, and when a run is gone on with."""
 
+import io
 import weakref
 from pathlib import Path
 
@@ -121,6 +122,27 @@ def test_a_starting_point_of_other_genes_leaves_no_run(
     words = arguments(tiny, **start, **{"data.kwargs.gene_list": tmp_path / "genes.txt"})
     assert "was trained on other genes than these 60, or" in refused(train.main, words, capsys)
     assert not (tiny.folder / "outputs" / "more").exists()
+
+
+def test_a_starting_point_of_another_split_is_told_of(tiny: TinyData, tmp_path: Path) -> None:
+    """It may have been trained on what is held out now."""
+    other = tiny.split_file.with_name("other.toml")
+    other.write_text(tiny.split_file.read_text().replace('test = ["P2"]', 'test = ["P3"]'))
+    for split, is_told in ((tiny.split_file, False), (other, True)):
+        settings = tiny.settings(
+            **{
+                "output_dir": str(tmp_path),
+                "name": split.stem,
+                "data.kwargs.embed_key": EMBED_KEY,
+                "data.kwargs.toml_config_path": str(split),
+                "model.checkpoint": str(first_state(tiny)),
+                "training.max_steps": 40,
+            }
+        )
+        shown = io.StringIO()
+        prepare_run(load_config(base=settings), None, Console(file=shown, width=500))
+        told = f"warning: model.checkpoint: {first_state(tiny)} was trained on other data or"
+        assert (told in shown.getvalue()) == is_told
 
 
 def test_sizes_of_a_head_that_is_there_are_not_searched(

@@ -43,6 +43,7 @@ class Saver:
             "config": to_dict(config),
             "encoder": dict(data.encoder),
             "genes": data.genes_key,
+            "data_fingerprint": data.fingerprint,
         }
         self._module, self._progress = module, progress
         self._thread = ThreadPoolExecutor(1, "saver")

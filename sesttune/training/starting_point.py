@@ -63,3 +63,13 @@ def refuse_other_data(state: dict[str, Any], config: Config, data: TrialData) ->
     with torch.device("meta"):
         head = STHead(head_config(config, data))
     check_shapes(head, state["model"], source)
+
+
+def told_of_other_split(state: dict[str, Any], config: Config, data: TrialData) -> str | None:
+    """What is to be said where nothing has held the held-out conditions from the starting point."""
+    if state.get("data_fingerprint", data.fingerprint) == data.fingerprint:  # older: not known
+        return None
+    return (
+        f"model.checkpoint: {config.model.checkpoint} was trained on other data or another split: "
+        "it may know some of the val and test conditions, whose losses are then too good"
+    )
