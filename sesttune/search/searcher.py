@@ -104,7 +104,7 @@ class Suggester:
         # A generator that went on from ask to ask would be lost with the driver.
         study = optuna.create_study(sampler=self._sampler(self.seed + len(history)))
         if self.kind != "random":
-            worst = max((v for seen in history if (v := _finite(seen)) is not None), default=None)
+            worst = max((v for seen in history if (v := _result(seen)) is not None), default=None)
             # A trial outside the space, as a sweep that was begun with another has, cannot be told.
             inside = [seen for seen in history if self.space.holds(seen.params)]
             study.add_trials([self._told(seen, worst) for seen in inside])
@@ -165,10 +165,12 @@ class Suggester:
         return next(free, None)
 
     def _told(self, seen: Observed, worst: float | None) -> FrozenTrial:
-        """A trial as Optuna is told of it; `worst`: the highest loss of all.
+        """A trial as Optuna is told of it; `worst`: the highest loss that one ended with.
 
         A Gaussian process learns from complete trials alone. A stopped trial had lost at its rung
-        to those that went on, so its loss there ranks it; one that diverged is as bad as any.
+        to those that went on, so its loss there ranks it; one that diverged is as bad as any. Not
+        as an untrained head, which one that diverges or runs may be at: among losses of 3 and 4 a
+        single 40 hides from the process which is better.
         """
         status = optuna.trial.TrialState
         stopped = status.COMPLETE if self.kind == "gp" else status.PRUNED
@@ -181,7 +183,9 @@ class Suggester:
             "failed": status.FAIL,
         }
         state = states[seen.state]
-        value = worst if seen.state == "diverged" else _finite(seen)
+        value = _finite(seen)
+        if seen.state == "diverged" and worst is not None:
+            value = worst
         if value is None and state == status.COMPLETE:
             state = status.FAIL  # it ended without a result to learn from
         complete = state == status.COMPLETE
@@ -199,6 +203,11 @@ class Suggester:
 
 def _finite(seen: Observed) -> float | None:
     return seen.value if seen.value is not None and math.isfinite(seen.value) else None
+
+
+def _result(seen: Observed) -> float | None:
+    """The loss of a trial that is neither under way nor lost."""
+    return None if seen.state in ("running", "diverged", "failed") else _finite(seen)
 
 
 def _shuffled(points: Iterable[Point], seed: int) -> list[Point]:

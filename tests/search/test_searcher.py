@@ -230,6 +230,21 @@ def test_a_gaussian_process_keeps_away_from_where_trials_diverged():
     assert sum(seen.state == "diverged" for seen in history[8:]) <= 2
 
 
+@pytest.mark.parametrize("seed", [4, 6])
+def test_a_gaussian_process_tells_good_points_apart_where_untrained_losses_are_known(seed):
+    """A trial that runs, and one that diverged at once, are at the loss of an untrained head."""
+    suggester = Suggester(SPACE, "gp", seed, 14)
+    history = []
+    for _ in range(14):
+        running = Observed({"training.lr": 2e-4, "training.batch_size": 16}, "running", 40.0)
+        point = suggester.ask([*history, running])
+        loss = 3 + 0.3 * (math.log10(point["training.lr"]) + 3.2) ** 2
+        loss += 0.05 * abs(math.log2(point["training.batch_size"]) - 4)
+        seen = ("diverged", 40.0) if point["training.lr"] > 1e-2 else ("complete", loss)
+        history.append(Observed(point, *seen, 100))
+    assert min(seen.value for seen in history) < 3.03
+
+
 CONSTRAINED = parse_space(
     {
         "constraints": ["batch_size * accumulate_grad_batches <= 16"],
