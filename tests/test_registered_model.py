@@ -1,5 +1,6 @@
 """The registered model as others meet it: through MLflow alone, without this package."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -69,15 +70,24 @@ import sesttune.model.losses
 import multiprocessing
 with multiprocessing.get_context("spawn").Pool(1) as pool:
     child = pool.apply(eval, ("__import__('sesttune.model.losses').__file__",))
-print(sesttune.__file__, child)
+import os
+import tempfile
+from sesttune.tracking.registry import fetch_model
+before = set(os.listdir(tempfile.gettempdir()))
+assert (fetch_model("models:/se-st@champion", sys.argv[1]) / "head.json").is_file()
+downloaded = set(os.listdir(tempfile.gettempdir())) - before
+print(sesttune.__file__, child, *downloaded)
 """
 
 
 def test_a_loaded_model_does_not_hide_the_installed_package(uri: str, tmp_path: Path) -> None:
     script = [sys.executable, "-c", LOAD_BESIDE_SESTTUNE, uri]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, env=place)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].split() == [sesttune.__file__] * 2
+    *packages, downloaded = done.stdout.splitlines()[-1].split()
+    assert packages == [sesttune.__file__] * 2
+    assert not (tmp_path / downloaded).exists()  # what sesttune itself fetches goes with it
 
 
 def test_the_model_names_its_requirements_and_takes_the_declared_input(uri: str) -> None:

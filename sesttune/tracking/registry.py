@@ -5,6 +5,8 @@ the perturbations it was trained on, a JSON file that says how it was made, and 
 this package that it runs on. The frozen encoder is named by path and sha256, not copied.
 """
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version as installed
@@ -27,7 +29,13 @@ from sesttune.model.head_checkpoint import ABOUT_FILE, FEATURES_FILE, export_hea
 from sesttune.model.st_head import STHead
 from sesttune.tracking.aliases import MODEL_NAME
 from sesttune.tracking.model_code import write_code
-from sesttune.tracking.store import mlflow_store, patient_client, problem, require_store
+from sesttune.tracking.store import (
+    artifact_location,
+    mlflow_store,
+    patient_client,
+    problem,
+    require_store,
+)
 
 HEAD_ARTIFACT = "head"
 PINNED = ("mlflow", "numpy", "pandas", "safetensors", "torch")
@@ -118,9 +126,10 @@ def _example(folder: Path, embed_dim: int) -> pd.DataFrame:
 
 
 def fetch_model(model: str, uri: str) -> Path:
-    """Folder with `head.json` of `models:/NAME@ALIAS` (downloaded), or of a local folder.
+    """Folder with `head.json` of `models:/NAME@ALIAS`, or of a local folder.
 
-    Raises UserError where there is no such model.
+    Beside an SQLite file the model is read where it lies; of a server it is downloaded, 0.2 GB that
+    go when this process ends. Raises UserError where there is no such model.
     """
     if not model.startswith("models:/"):
         if not (Path(model) / ABOUT_FILE).is_file():
@@ -131,7 +140,8 @@ def fetch_model(model: str, uri: str) -> Path:
     require_store(uri)
     with mlflow_store(uri), patient_client():
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(model))
+            place = _until_the_end() if artifact_location(uri) is None else None
+            folder = Path(mlflow.artifacts.download_artifacts(model, dst_path=place))
         except Exception as error:  # MLflow's own, and those of each kind of store
             reason = problem(error, uri)
             raise UserError(
@@ -141,3 +151,10 @@ def fetch_model(model: str, uri: str) -> Path:
     if len(heads) != 1:
         raise UserError(f"--model {model} is not a model that sesttune registered")
     return heads[0].parent
+
+
+def _until_the_end() -> str:
+    """A new folder that is removed when this process ends, as MLflow's own is not."""
+    folder = tempfile.mkdtemp(prefix="sesttune-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
