@@ -6,7 +6,6 @@ waiting for data. What is left of an interval is validation and saving. The vali
 last line is in none.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ def intervals(lines: Sequence[Line]) -> list[Interval]:
         trained = steps / rate if rate > 0 else 0.0
         elapsed = line["elapsed_s"] - before["elapsed_s"]
         # A new process counts from 0: its first interval cannot be shorter than its own steps.
-        if elapsed < 0.999 * trained or elapsed < 0:
+        if elapsed < 0.999 * trained:
             elapsed, starting = line["elapsed_s"], True
         waiting = trained * line["data_wait_frac"]
         startup = line["startup_s"] if starting and trained else 0.0
@@ -48,7 +47,7 @@ def intervals(lines: Sequence[Line]) -> list[Interval]:
                 waiting,
                 # What a process does before its first step is start-up.
                 0.0 if starting else max(0.0, elapsed - trained),
-                startup if math.isfinite(startup) else 0.0,
+                startup,
             )
         )
         starting = starting and not trained

@@ -110,6 +110,22 @@ def test_a_gpu_takes_rows_with_their_zeros_where_those_are_hardly_more(
     assert data.store.dense_nbytes == data.store.dense(np.arange(data.store.n_cells)).nbytes / 2
 
 
+def test_a_trial_takes_data_of_its_share_of_a_gpu_and_of_what_is_free_there(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(data.store), "dense_nbytes", 2**60)
+    need = data.store.nbytes + data.controls.matrix.nbytes + data.features.nbytes
+    fits = int(need / readers.RESIDENT_SHARE) + 1
+    for free, total, share, kind in (
+        (fits, fits, 1.0, ResidentReader),
+        (fits, fits, 0.5, StreamingReader),
+        (fits, 2 * fits, 0.5, ResidentReader),
+        (fits // 2, 2 * fits, 1.0, StreamingReader),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, m=(free, total): m)
+        assert type(choose_reader(data, torch.device("meta"), share=share)) is kind
+
+
 def test_memory_that_another_process_took_first_is_done_without(
     data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,11 +92,14 @@ def test_embeddings_of_the_files_are_used_on_request(tmp_path: Path) -> None:
         cells.obsm["X_state"] = np.full((cells.n_obs, 14), number + 1, np.float32)
         cells.obsm["X_state"][:, :4] = 0.5
         cells.obsm["X_long"] = 3 * cells.obsm["X_state"]
+        cells.obsm["X_odd"] = cells.obsm["X_state"][:, number:]
         cells.write_h5ad(path)
     data = open_data(tiny, **{"data.kwargs.embed_key": "X_state"})
     assert data.embed_dim == 14
     assert np.unique(data.controls.matrix).tolist() == [0.5, 1.0, 2.0, 3.0]
     assert open_data(tiny, **{"data.kwargs.embed_key": "X_long"}).embed_dim == 14
+    with pytest.raises(UserError, match=r"beta.h5ad: .* has the shape \(100, 13\), unlike the"):
+        open_data(tiny, **{"data.kwargs.embed_key": "X_odd"})
     with pytest.raises(UserError, match="obsm has no 'X_uce'"):
         open_data(tiny, **{"data.kwargs.embed_key": "X_uce"})
 

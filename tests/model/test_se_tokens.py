@@ -35,6 +35,12 @@ def test_a_var_column_serves_where_the_index_knows_nothing() -> None:
     assert match.ids.tolist() == [10, 11, 12]
 
 
+def test_a_column_is_known_by_how_many_genes_it_names_not_how_often() -> None:
+    index = [f"ENSG{i}" for i in range(4)]
+    columns = {"family": ["G0"] * 4, "symbol": ["G0", "G1", "zz", "G2"]}
+    assert match_genes(index, columns, VOCABULARY).source == "var column 'symbol'"
+
+
 def test_stray_symbols_in_an_ensembl_index_are_refused() -> None:
     index = ["G0", *(f"ENSG{i}" for i in range(9))]
     with pytest.raises(
