@@ -97,6 +97,22 @@ def test_genes_are_aligned_by_name(tmp_path: Path) -> None:
     assert np.abs(store.dense(np.arange(10, 20)) - whole[:, [3, 2, 0]]).max() < 1e-5
 
 
+@pytest.mark.parametrize("count", [2**16, 2**16 + 1])
+def test_more_genes_than_two_bytes_number_keep_their_places(tmp_path: Path, count: int) -> None:
+    x = np.zeros((2, count), np.float32)
+    x[:, -1] = x[0, 0] = 1
+    obs = {"target_gene": ["non-targeting", "P0"], "cell_type": "x", "batch_var": "b"}
+    cells = anndata.AnnData(
+        sparse.csr_matrix(x),
+        pd.DataFrame(obs, index=["a", "b"]),
+        pd.DataFrame(index=np.arange(count).astype(str)),
+    )
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    store = build_store([SourceFile(tmp_path / "x.h5ad", "t")], KWARGS, tmp_path / "cache")
+    assert store.indices.tolist() == [0, count - 1, count - 1]
+    assert store.indices.itemsize == (2 if count == 2**16 else 4)
+
+
 def test_files_that_share_no_gene_are_both_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = {"a": ["A", "B", "C"], "b": ["B", "A", "D"], "ens": ["ENSG1.2", "ENSG2.1", "ENSG3"]}

@@ -17,9 +17,10 @@ from sesttune.training.records import (
 
 
 def test_records_go_out_and_in(tmp_path: Path) -> None:
-    for name in ("002", "001"):
+    for name in ("007", "002", "005", "001", "003", "006", "004"):
         write_trial(TrialRecord(name, trial_folder(tmp_path, name), {"training.lr": 1e-4}))
-    first, second = list_trials(tmp_path)
+    first, second, *others = list_trials(tmp_path)
+    assert [record.id for record in others] == ["003", "004", "005", "006", "007"]
     assert (first.id, second.id, first.params) == ("001", "002", {"training.lr": 1e-4})
     update_trial(first.folder, "stopped", "patience")
     changed = read_trial(first.folder)
