@@ -1,5 +1,7 @@
 """The files of an encoder: which are taken, refused, converted, and what they are called by."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from helpers.oracle import ORACLE, open_oracle, read
 
 from sesttune.errors import UserError
-from sesttune.model.se_checkpoint import find_files, read_weights
+from sesttune.model.se_checkpoint import file_sha256, find_files, read_weights
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.model.se_encoder import SEEncoder
 
@@ -116,3 +118,31 @@ def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> 
     compiled = {f"_orig_mod.{name}": tensor for name, tensor in content["state_dict"].items()}
     torch.save({**content, "state_dict": compiled}, source)
     assert SEEncoder(find_files(str(source.parent))).embed_dim == 74
+
+
+def test_a_file_is_hashed_again_where_its_time_or_size_is_another(tmp_path: Path) -> None:
+    """Or what another checkpoint of the same size had encoded would serve for this one."""
+    file, cache = tmp_path / "x.ckpt", tmp_path / "cache"
+
+    def found(content: bytes, time: int, cache: Path | None = cache) -> bool:
+        file.write_bytes(content)
+        os.utime(file, ns=(time, time))
+        return file_sha256(file, cache) == hashlib.sha256(content).hexdigest()
+
+    assert found(b"one", 1)
+    assert not found(b"two", 1)  # as remembered: it is not read
+    assert found(b"two", 2)
+    assert found(b"three", 2)
+    assert found(b"3", 1, None)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_settings_of_a_file_go_before_those_of_the_checkpoint(tmp_path: Path) -> None:
+    files = find_files(None, str(ORACLE / "se_tiny.ckpt"))
+    config = tmp_path / "other.yaml"
+    config.write_text("dataset: {pad_length: 77, cls_token_idx: 2}")
+    weights = read_weights(files, config)
+    assert (weights.pad_length, weights.cls_token_idx) == (77, 2)
+    config.write_text("dataset: {pad_length: 77}")
+    with pytest.raises(UserError, match=r"other.yaml holds no settings with dataset.pad_length"):
+        read_weights(files, config)
