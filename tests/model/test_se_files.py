@@ -110,6 +110,10 @@ def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
     assert one.identity["label"] == "demo-encoder (random weights)"
     assert one.key == same.key != other.key
     assert one.embed_dim == 74
+    proteins = "protein_embeddings.pt"
+    (tmp_path / "b" / proteins).write_bytes((tmp_path / "c" / proteins).read_bytes())
+    mixed = SEEncoder(find_files(str(tmp_path / "b")))
+    assert (mixed.identity["sha256"], mixed.key != one.key) == (one.identity["sha256"], True)
 
 
 def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> None:
