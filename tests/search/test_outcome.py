@@ -114,3 +114,21 @@ def test_a_result_says_whether_the_best_trial_beats_what_takes_no_model(tmp_path
     update_trial(trial_folder(tmp_path, "002"), "failed", "nan")
     assert against_baselines(known, read_outcome(tmp_path, CONFIG)) == worse
     assert against_baselines({}, read_outcome(tmp_path, CONFIG)) is None
+
+
+def test_a_trial_is_underfit_where_it_does_not_beat_the_lowest_of_the_baselines(tmp_path):
+    write(tmp_path, "001", [3.0] * 3)
+    for lowest, verdict in ((2.0, "underfit"), (4.0, "converged")):
+        baselines = {"controls": 5.0, "perturbation_mean": lowest}
+        (tmp_path / "data.json").write_text(json.dumps({"baselines": baselines}))
+        assert read_outcome(tmp_path, CONFIG).verdict == verdict
+
+
+def test_more_steps_are_advised_at_the_end_of_a_trials_own_budget_only(tmp_path):
+    write(tmp_path, "001", [3.0, 2.0, 1.0], {"training.max_steps": 2})
+    metrics = trial_folder(tmp_path, "001") / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for budget, remedy in ((2, "training.max_steps=3"), (40, None)):
+        metrics.write_text("".join(f"{json.dumps(x | {'max_steps': budget})}\n" for x in lines))
+        outcome = read_outcome(tmp_path, CONFIG)
+        assert (outcome.verdict, outcome.remedy) == ("healthy", remedy)
