@@ -37,6 +37,11 @@ def test_the_worst_case_of_a_single_trial_is_all_its_steps_and_validations():
     assert plan.worst.wall_s == pytest.approx(1_000 * 0.2 + 2 * 5 + 2)
     assert (plan.worst.steps, plan.worst.trainings, plan.rungs) == (1_000, 1, ())
     assert plan.worst.gpu_s == plan.worst.wall_s
+    config = alone("training.max_steps=1000", "training.accumulate_grad_batches=2")
+    searched = grid(lr=[1e-4], batch_size=[10], accumulate_grad_batches=[2])
+    for space in (grid(lr=[1e-4], batch_size=[10]), searched):
+        accumulated = make_plan(config, space, 4, 1.0, SPEED)
+        assert accumulated.worst.wall_s == pytest.approx(1_000 * 0.3 + 2 * 5 + 2)
 
 
 def test_in_the_worst_case_nothing_is_stopped_and_what_is_expected_is_less():
@@ -66,6 +71,17 @@ def test_the_worst_case_counts_repeats_extension_and_shared_trainings():
     assert plan.worst.steps == 6 * 40_000 + 20_000
 
 
+def test_what_is_expected_ends_by_patience_where_trials_do_and_draws_from_an_endless_space():
+    lr = {"training.lr": {"type": "loguniform", "low": 1e-4, "high": 1e-3}}
+    space = parse_space({"searcher": "gp", "num_trials": 1, "parameters": lr}, "s.yaml")
+    for early_stopping in (False, True):
+        stopping = f"training.early_stopping={early_stopping}"
+        config = alone("sweep.asha=false", "training.patience=2", stopping)
+        plan = make_plan(config, space, 1, 1.0, SPEED)
+        assert plan.worst.steps == 40_000
+        assert (plan.expected.steps < 40_000) == early_stopping
+
+
 def test_half_a_gpu_a_trial_is_half_the_gpu_hours():
     config = alone("training.max_steps=1000")
     whole = make_plan(config, grid(lr=[1e-4, 1e-3]), 2, 1.0, SPEED)
@@ -79,6 +95,9 @@ def test_the_checkpoints_of_a_trial_are_thinned_to_their_budget():
 
     assert trial_gb() == pytest.approx(1.5)
     assert trial_gb("training.checkpoint_budget_gb=100") == pytest.approx(0.2 + 9 * 0.6)
+    long_and_short = grid(max_steps=[5_000, 40_000])
+    plan = make_plan(alone("training.checkpoint_budget_gb=100"), long_and_short, 1, 1.0, SPEED)
+    assert plan.trial_gb == pytest.approx(0.2 + 9 * 0.6), "as the longest"
     assert trial_gb("training.checkpoint_budget_gb=0.1") == pytest.approx(0.8), "best and last stay"
 
 
@@ -95,6 +114,9 @@ def test_a_disk_that_cannot_hold_the_worst_case_is_refused_with_what_would_fit(t
     check_disk(make_plan(fitting, space, 2, 1.0, SPEED), fitting, SPEED, 15e9, tmp_path)
     with pytest.raises(UserError, match="free some space, or search at most 3 points"):
         check_disk(plan, config, SPEED, 6e9, tmp_path)
+    repeated = load_config(["sweep.seeds=2", "sweep.finalists=2", "sweep.extend_to=[]"])
+    with pytest.raises(UserError, match="search at most 1 points"):  # and two repeats
+        check_disk(make_plan(repeated, space, 2, 1.0, SPEED), repeated, SPEED, 6e9, tmp_path)
     least = alone("training.checkpoint_budget_gb=0.8")
     three = make_plan(least, grid(lr=[1e-5, 1e-4, 1e-3]), 2, 1.0, SPEED)
     check_disk(three, least, SPEED, 6e9, tmp_path)
