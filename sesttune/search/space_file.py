@@ -140,7 +140,7 @@ def _condition(
             raise UserError(f"{where}: 'when' names {key}; it may name keys above it: {known}")
         grid = before[key].grid()
         wanted = _choices(values, f"when {key}", where)
-        if grid is None or not set(wanted) <= set(grid):
+        if grid is None or not all(value in grid for value in wanted):
             raise UserError(f"{where}: 'when' wants {key} to be {list(wanted)}, which it never is")
         when[str(key)] = wanted
     return when

@@ -132,7 +132,6 @@ def test_a_schedule_trains_each_training_of_a_grid_once_and_names_a_winner_by_it
 
 def test_the_winner_is_extended_to_50k_then_60k_where_it_still_falls():
     slow = PowerLaw(steps_scale=20_000, noise=0.0, seed_noise=0.0)
-    scheduler, curves = schedule("grid", 12, "training.max_steps=40000")
     for key in ("extended", "not"):
         space = parse_space(
             {
