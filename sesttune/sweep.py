@@ -63,7 +63,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     from sesttune.plan_run import plan_run
     from sesttune.run_setup import check_warm_up, prepare_run
     from sesttune.search.ray_encode import shard_runner
-    from sesttune.search.ray_session import check_cluster
+    from sesttune.search.ray_session import check_room
     from sesttune.search.space_file import load_space
     from sesttune.search.warm_start import changed_inputs, check_earlier
 
@@ -72,7 +72,7 @@ def start(args: argparse.Namespace, dry_run: bool) -> int:
     space = load_space(config.sweep.space).without(fixed)
     space.check(config)
     check_warm_up(config, space)
-    check_cluster(config)
+    check_room(config)
     earlier = None
     if config.sweep.warm_start is not None:
         earlier = Path(config.output_dir).expanduser() / config.sweep.warm_start

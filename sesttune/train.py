@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
     from sesttune.machine import cores
     from sesttune.run_setup import check_warm_up, ensure_data, open_run, prepare_run
+    from sesttune.training.trainer import pick_device
 
     # torch knows no quota, of a container or a batch job: its threads would wait for each other.
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
@@ -52,9 +53,11 @@ def main(argv: Sequence[str]) -> int:
         known = open_run(config.output_dir, args.resume)
         if known.space is not None:
             raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")
+        pick_device(known.config.training)
         training = ensure_data(known, console)
     else:
         check_warm_up(config)
+        pick_device(config.training)  # encoding would come before the trial finds no GPU
         training = prepare_run(named(config, "train"), None, console)
     return train(training, console)
 

@@ -67,6 +67,22 @@ def test_a_warm_up_without_end_is_refused_before_the_data_are_read(
 
 
 @pytest.mark.parametrize("main", [train.main, sweep.main])
+def test_a_machine_without_the_gpu_that_is_asked_for_is_refused_before_the_data_are_read(
+    main: Main,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    toml = f"data.kwargs.toml_config_path={tmp_path}/not there.toml"
+    assert run(main, ["training.device=cuda", toml, f"output_dir={tmp_path}"]) == 2
+    assert "error: training.device=cuda, but" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("main", [train.main, sweep.main])
 def test_a_starting_point_is_refused_before_the_data_are_read(
     tiny: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
 ) -> None:

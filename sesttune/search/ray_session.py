@@ -68,6 +68,16 @@ def check_cluster(config: Config) -> None:
             pass
 
 
+def check_room(config: Config) -> None:
+    """Raise UserError where no trial fits the cluster that is asked for, or this machine.
+
+    For a sweep that begins: it would encode, which may take hours, before its trials find no GPU.
+    """
+    check_cluster(config)
+    if cluster_address(config) is None:
+        slots(config, {"CPU": cores(), "GPU": gpus()})
+
+
 @contextmanager
 def ray_session(config: Config) -> Iterator[Slots]:
     """A running Ray, shut down at the end if it was started here."""
