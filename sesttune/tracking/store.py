@@ -13,6 +13,7 @@ from sesttune.config.paths import SQLITE, whole_uri
 from sesttune.config.schema import Config
 from sesttune.errors import UserError, first_line
 from sesttune.tracking.moved import follow_move
+from sesttune.tracking.new_store import make_store
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -239,6 +240,8 @@ def quick_client(uri: str) -> None:
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE))
             follow_move(database, database.parent / ARTIFACTS)
+            if "?" not in uri:  # options, which are no part of the name
+                make_store(database)
         utils.MAX_RETRY_COUNT = 1  # MLflow has no setting for it, and tries for 100 s
 
 
