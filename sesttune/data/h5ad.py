@@ -21,7 +21,7 @@ from sesttune.data.h5ad_frame import (
     read_frame,
     read_index,
 )
-from sesttune.data.hdf5 import described, elsewhere, open_hdf5
+from sesttune.data.hdf5 import described, open_hdf5, other_file
 from sesttune.data.labels import nearest
 from sesttune.errors import UserError
 
@@ -155,7 +155,7 @@ class H5adFile:
         if "obsm" not in self._file or key not in self._file["obsm"]:
             return None
         try:
-            if (other := elsewhere(self._file["obsm"], key)) is not None:
+            if (other := other_file(self._file["obsm"], key)) is not None:
                 raise ValueError(f"it lies in another file, {other}")
             held = read_elem(self._file["obsm"][key])
         except Exception as error:
@@ -227,7 +227,7 @@ class H5adFile:
     def _refuse_elsewhere(self) -> None:
         """X must be in the file itself, and obs and var; their columns are looked at when read."""
         for name, depth in (("X", 1), ("obs", 0), ("var", 0)):
-            if (other := elsewhere(self._file, name, depth)) is not None:
+            if (other := other_file(self._file, name, depth)) is not None:
                 raise UserError(
                     f"{self.path}: {name} lies in another file, {other}, whose changes or absence "
                     "nobody would see: write both as one file "

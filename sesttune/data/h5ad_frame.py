@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import pandas as pd
 
-from sesttune.data.hdf5 import elsewhere
+from sesttune.data.hdf5 import other_file
 from sesttune.errors import UserError, first_line
 
 
@@ -49,7 +49,7 @@ def read_column(frame: h5py.Group, name: str, rows: int, path: Path) -> Any:
     from anndata.io import read_elem
 
     try:
-        if (other := elsewhere(frame, name)) is not None:
+        if (other := other_file(frame, name)) is not None:
             raise ValueError(f"it lies in another file, {other}")
         held = frame[name]
         if "categories" in held.attrs:  # a categorical of anndata 0.7

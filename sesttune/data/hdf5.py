@@ -29,7 +29,7 @@ def open_hdf5(path: Path) -> h5py.File:
         raise UserError(f"{path} {_reason(path, error)}") from None
 
 
-def elsewhere(group: h5py.Group, name: str, depth: int = 3) -> str | None:
+def other_file(group: h5py.Group, name: str, depth: int = 3) -> str | None:
     """The other file that the object `name` of `group`, or a part of it, lies in, if one does.
 
     HDF5 gives zeros, and no error, where the source of a virtual dataset is missing, and nobody
@@ -45,7 +45,7 @@ def elsewhere(group: h5py.Group, name: str, depth: int = 3) -> str | None:
         return next((str(source) for source in sources if source != "."), None)
     if not isinstance(held, h5py.Group) or not depth:
         return None
-    return next((found for part in held if (found := elsewhere(held, part, depth - 1))), None)
+    return next((found for part in held if (found := other_file(held, part, depth - 1))), None)
 
 
 def described(file: h5py.File) -> str:
