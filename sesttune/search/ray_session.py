@@ -12,8 +12,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sesttune import host_memory
 from sesttune.config.schema import Config
@@ -151,7 +152,7 @@ def _start(device: str) -> None:
 
     if device == "cpu" or not torch.cuda.is_available():
         os.environ.update(host_memory.ENVIRONMENT)  # for the workers
-    with _deaf_to_stops(), _loopback_as_it_is():
+    with _deaf_to_stops(), _loopback_as_it_is(), _token_for_this_user():
         ray.init(
             address="local",
             _temp_dir=_short_folder(),
@@ -182,6 +183,19 @@ def _loopback_as_it_is() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = replace
+
+
+@contextmanager
+def _token_for_this_user() -> Iterator[None]:
+    """Whoever reads Ray's token runs code as this user, and Ray writes it for all to read."""
+    token = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # Ray says what it cannot write
+        token.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # no token before Ray 2.60, nor where one is named otherwise
+            token.chmod(0o600)
 
 
 @contextmanager

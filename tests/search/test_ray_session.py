@@ -43,6 +43,8 @@ def test_ray_starts_in_any_tmpdir_and_listens_on_loopback(length: int, kept: boo
         script = [sys.executable, "-c", START]
         environment = {name: at for name, at in os.environ.items() if name != "RAY_TMPDIR"}
         environment["TMPDIR"] = str(made)
+        environment["HOME"] = str(made / "home")
+        (made / "home").mkdir()
         done = subprocess.run(script, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         first, *listening = done.stdout.splitlines()
@@ -51,6 +53,8 @@ def test_ray_starts_in_any_tmpdir_and_listens_on_loopback(length: int, kept: boo
         assert Path(where).is_relative_to(made) == kept
         assert len(listening) > 3, "GCS, raylet, a worker and this process"
         assert {line.split()[0] for line in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        token = made / "home" / ".ray" / "auth_token"  # with which one runs code as this user
+        assert [oct(path.stat().st_mode)[-3:] for path in (token.parent, token)] == ["700", "600"]
     finally:
         shutil.rmtree(made)
 
