@@ -230,9 +230,7 @@ def test_force_does_without_a_rival_whose_files_are_lost(
     shutil.rmtree(fetch_model("models:/se-st@early", uri))
     asked = ("--sweep", GOOD, "--alias", "early")
     assert call(outputs, *asked) == 2
-    refused = capsys.readouterr().err
-    assert "error: cannot compare with the early (version 4)" in refused
-    assert "it is registered, but its files are gone" in refused
+    assert "error: cannot compare with the early (version 4)" in capsys.readouterr().err
     assert call(outputs, *asked, "--force", "its files are lost") == 0
     early = serving(uri, "early")
     assert early is not None

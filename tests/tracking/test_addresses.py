@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils
 
 from sesttune.config.load import load_config
@@ -122,3 +123,9 @@ def test_a_server_older_than_mlflow_3_is_named_as_what_has_no_models() -> None:
     request = "API request to endpoint /api/2.0/mlflow/logged-models failed with error code 404"
     told = problem(ValueError(f"{request} != 200. Response body: '<!doctype html>"), "http://h")
     assert told.startswith("its server is older than MLflow 3, ")
+
+
+def test_a_model_whose_files_are_gone_is_not_called_unregistered() -> None:
+    lost = MlflowException("No such artifact: ''")
+    told = problem(lost, "sqlite:///mlflow.db")
+    assert told == "it is registered, but its files are gone: put them back, or promote it again"
