@@ -23,7 +23,9 @@ class RateColumn(ProgressColumn):
     """Units a second, as measured over the last seconds."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.3g}/s" if task.speed else "", style="progress.data.speed")
+        speed = task.speed or 0.0
+        shown = f"{speed:,.0f}/s" if speed >= 100 else f"{speed:.3g}/s"
+        return Text(shown if speed else "", style="progress.data.speed")
 
 
 @contextmanager

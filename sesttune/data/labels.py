@@ -45,13 +45,15 @@ def check_controls(obs: pd.DataFrame, kwargs: DataKwargs) -> None:
 
     Controls that are spelled otherwise, in one of the files say, would be a perturbation.
     """
-    names = obs["pert"].unique()
+    names = obs["pert"].value_counts()
+    names = names[names > 0]
     if kwargs.control_pert not in names:
+        most = ", ".join(f"'{name}' ({cells:,})" for name, cells in names[:5].items())
         raise UserError(
-            f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}'; "
-            f"set data.kwargs.control_pert{nearest(kwargs.control_pert, names)}"
+            f"no cell of obs column '{kwargs.pert_col}' is the control '{kwargs.control_pert}': "
+            f"set data.kwargs.control_pert to its label; most cells are of {most}"
         )
-    for name in names:
+    for name in names.index:
         if name != kwargs.control_pert and loosely(name) == loosely(kwargs.control_pert):
             raise UserError(
                 f"obs column '{kwargs.pert_col}' has '{name}' beside the control "
