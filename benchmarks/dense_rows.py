@@ -24,7 +24,7 @@ from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import DenseReader, HostReader, Reader, ResidentReader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
-from sesttune.host_memory import keep_freed_memory
+from sesttune.system.host_memory import keep_freed_memory
 
 BATCHES = 12
 

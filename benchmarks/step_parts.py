@@ -18,9 +18,9 @@ import time
 import torch
 from torch import Tensor
 
-from sesttune.host_memory import keep_freed_memory
 from sesttune.model.losses import distances, distances_within, energy_distance
 from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.system.host_memory import keep_freed_memory
 
 VARIANTS = {
     "loss differentiated, memory given back": (),

@@ -48,9 +48,9 @@ def _list(folder: Path, args: argparse.Namespace) -> int:
 
 
 def _verify(folder: Path, args: argparse.Namespace) -> int:
-    from sesttune.cached_folder import is_intact
     from sesttune.data.cache_entries import entries
-    from sesttune.progress_bars import progress_bars
+    from sesttune.system.cached_folder import is_intact
+    from sesttune.system.progress_bars import progress_bars
 
     found, broken = entries(folder), []
     whole, done = sum(entry.size for entry in found) >> 20, 0

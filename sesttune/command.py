@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sesttune.errors import UserError
-from sesttune.terminal import outlive_terminal
+from sesttune.system.terminal import outlive_terminal
 
 if TYPE_CHECKING:
     from sesttune.config.schema import Config

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.cached_folder import COMPLETE, cached_folder
 from sesttune.command import run
 from sesttune.config.schema import DataConfig
+from sesttune.system.cached_folder import COMPLETE, cached_folder
 
 DEMO_VERSION = 2
 SEED = 7

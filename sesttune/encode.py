@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sesttune.atomic import replacing
 from sesttune.command import check_output, run, settings_as_flags
 from sesttune.config.schema import ModelKwargs
 from sesttune.errors import UserError
+from sesttune.system.atomic import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def _encode(source: Path, output: Path, encoder: "SEEncoder") -> "np.ndarray":
 
     from sesttune.data.h5ad import H5adFile
     from sesttune.data.value_scale import BINARY, ValueScale
-    from sesttune.progress_bars import progress_bars
+    from sesttune.system.progress_bars import progress_bars
 
     what, done, negative, scale = "encoding cells", 0, False, ValueScale(source)
     parts: list[np.ndarray] = []

@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sesttune.atomic import replacing
 from sesttune.command import add_trial_arguments, check_output, open_console, run, show_table
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
+from sesttune.system.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

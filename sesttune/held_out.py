@@ -29,10 +29,10 @@ from sesttune.evaluation.scores import METRICS, score, summary
 from sesttune.model.head_checkpoint import import_head, read_vectors
 from sesttune.model.losses import loss_function
 from sesttune.model.st_head import STHead
-from sesttune.progress_bars import progress_bars
 from sesttune.run_setup import Run, prepared_data
 from sesttune.search.outcome import read_outcome
 from sesttune.search.recorded import read_schedule
+from sesttune.system.progress_bars import progress_bars
 from sesttune.tracking.provenance import provenance
 from sesttune.training.records import TrialRecord, list_trials
 from sesttune.training.trained_head import trained_head

@@ -8,13 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sesttune.atomic import write_text
 from sesttune.command import show_table
-from sesttune.compiler import missing
 from sesttune.config.load import with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.machine import cores, gpus
 from sesttune.run_setup import Run, write_settings
 from sesttune.search.budget import read_spent
 from sesttune.search.calibrate import Speed, calibrate
@@ -25,6 +22,9 @@ from sesttune.search.plan import Outlay, Plan, check_disk, make_plan
 from sesttune.search.ray_session import Slots, cluster_address, slots
 from sesttune.search.recorded import read_schedule, trained_before
 from sesttune.search.space import SearchSpace
+from sesttune.system.atomic import write_text
+from sesttune.system.compiler import missing
+from sesttune.system.machine import cores, gpus
 from sesttune.training.records import list_trials, read_object
 
 PLAN = "plan.json"

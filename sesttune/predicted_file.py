@@ -22,11 +22,11 @@ import numpy as np
 from anndata.io import write_elem
 from scipy import sparse
 
-from sesttune.atomic import replacing, write_text
 from sesttune.config.schema import DataKwargs
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError, first_line
-from sesttune.machine import free_memory
+from sesttune.system.atomic import replacing, write_text
+from sesttune.system.machine import free_memory
 
 VCC_COLUMN, VCC_CONTROL = "target_gene", "non-targeting"
 VCC_CELLS, VCC_LOG1P = 200_000, 15.0

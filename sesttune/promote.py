@@ -73,13 +73,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _promote(known: "Run", args: argparse.Namespace, uri: str, console: Console) -> int:
-    from sesttune.atomic import room_on_disk
     from sesttune.evaluation.scores import METRICS, summary
     from sesttune.held_out import chosen_trial, held_out_split, trial_model
     from sesttune.model.head_checkpoint import read_vectors
     from sesttune.model.state_export import export_state, infer_command
     from sesttune.result import unfinished
     from sesttune.run_setup import run_data
+    from sesttune.system.atomic import room_on_disk
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, refuse_overtaken, serving
     from sesttune.tracking.registry import log_held_out, register, write_model
     from sesttune.tracking.sync import RunTracker

@@ -56,11 +56,11 @@ def write_report(
 
     Raises UserError where they cannot be written.
     """
-    from sesttune.atomic import replacing, write_text
     from sesttune.report_data import read_report
     from sesttune.reporting.figures import draw_all
     from sesttune.reporting.page import page
     from sesttune.result import NUMBERS, PLOTS
+    from sesttune.system.atomic import replacing, write_text
     from sesttune.training.records import REPORT
 
     data = read_report(run, outcome, ended)

@@ -12,13 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sesttune.atomic import write_text
 from sesttune.command import program, resume_command, show_table
 from sesttune.plan_run import against_plan, trained_steps
 from sesttune.run_setup import Run
 from sesttune.search.budget import read_spent
 from sesttune.search.outcome import Row, SweepOutcome, read_baselines
 from sesttune.search.recorded import read_schedule
+from sesttune.system.atomic import write_text
 from sesttune.tracking.describe import short_key
 from sesttune.training.records import REPORT, RESULT, list_trials
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, to_yaml, with_point
 from sesttune.config.paths import with_whole_paths
 from sesttune.config.schema import Config
 from sesttune.data.shards import Runner, encode_here
 from sesttune.errors import UserError, first_line
-from sesttune.progress_bars import progress_bars
+from sesttune.system.atomic import write_text
+from sesttune.system.progress_bars import progress_bars
 from sesttune.training.records import DATA, SETTINGS, read_data, read_settings
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def prepared_data(
     from sesttune.data.trial_data import TrialData, prepare
     from sesttune.model.se_checkpoint import find_files
     from sesttune.model.se_encoder import SEEncoder
-    from sesttune.out_of_memory import give_back
+    from sesttune.system.out_of_memory import give_back
 
     kwargs, cache = config.model.kwargs, Path(config.data.cache_dir).expanduser()
 

@@ -111,10 +111,10 @@ def _resume(args: argparse.Namespace) -> int:
     console = open_console()
     limits = _new_limits(args)
     from sesttune.plan_run import read_plan
-    from sesttune.run_lock import only_driver
     from sesttune.run_setup import change_settings, ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
+    from sesttune.system.run_lock import only_driver
 
     known = open_run(read_config(args).output_dir, args.resume)
     if known.space is None:

@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(args)
     import torch
 
-    from sesttune.machine import cores
     from sesttune.run_setup import check_warm_up, ensure_data, open_run, prepare_run
+    from sesttune.system.machine import cores
     from sesttune.training.trainer import pick_device
 
     # torch knows no quota, of a container or a batch job: its threads would wait for each other.
@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
 def train(training: "Run", console: Console) -> int:
     """Run, or continue, the one training of a prepared run folder; returns the exit code."""
     from sesttune.result import show_result, write_result
-    from sesttune.run_lock import only_driver
     from sesttune.search.outcome import read_outcome
+    from sesttune.system.run_lock import only_driver
     from sesttune.track import how_to_deliver
     from sesttune.tracking.background import BackgroundSync
     from sesttune.tracking.store import tracking_uri

@@ -13,7 +13,7 @@ from helpers.mlflow_server import MlflowServer
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
-from sesttune.compiler import COMPILERS
+from sesttune.system.compiler import COMPILERS
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"

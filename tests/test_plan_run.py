@@ -7,13 +7,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune import plan_run as module
-from sesttune.compiler import missing
 from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.plan_run import plan_run
 from sesttune.run_setup import Run
 from sesttune.search.ray_session import Slots
 from sesttune.search.space_file import parse_space
+from sesttune.system.compiler import missing
 from sesttune.training.records import SETTINGS
 
 SPACE = {

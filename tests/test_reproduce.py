@@ -13,12 +13,12 @@ import torch
 from helpers.trained_runs import EMBED_KEY, write_embedded
 
 from sesttune import promote, reproduce, train
-from sesttune.cached_folder import no_progress
 from sesttune.command import run
 from sesttune.config.load import from_dict, load_config
 from sesttune.errors import UserError
 from sesttune.recipe import describe, reasons, settings_of, training_command
 from sesttune.run_setup import open_run
+from sesttune.system.cached_folder import no_progress
 from sesttune.training.environment import note_environment, versions
 from sesttune.training.records import note_facts, read_metrics, read_trial
 

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sesttune import sweep, train
-from sesttune.atomic import DiskFull, write_text
 from sesttune.command import Main, open_console, run
 from sesttune.config.load import load_config
-from sesttune.run_lock import only_driver
 from sesttune.run_setup import open_run, prepare_run, prepared_data, write_settings
+from sesttune.system.atomic import DiskFull, write_text
+from sesttune.system.run_lock import only_driver
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_training_takes_the_cores_that_its_control_group_leaves(
     tiny: TinyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr("sesttune.machine.cores", lambda: 1)
+    monkeypatch.setattr("sesttune.system.machine.cores", lambda: 1)
     torch.set_num_threads(2)
     try:
         assert run(train.main, arguments(tiny, name="in-one-core")) == 0

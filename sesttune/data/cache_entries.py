@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sesttune.cached_folder import COMPLETE, is_complete, lock_of, locked
+from sesttune.system.cached_folder import COMPLETE, is_complete, lock_of, locked
 
 KINDS = ("stores", "embeddings", "shards", "encoders", "prepared")
 DAY_S = 86_400.0

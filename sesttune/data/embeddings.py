@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.cached_folder import Progress, cached_folder, digest, is_intact, no_progress
 from sesttune.data.growing_array import ArrayFile
 from sesttune.data.h5ad import H5adFile
 from sesttune.data.shards import Controls, Encoder, Runner, encode_here, plan_shards
 from sesttune.data.store import CellStore
 from sesttune.errors import UserError
+from sesttune.system.cached_folder import Progress, cached_folder, digest, is_intact, no_progress
 
 UNIT_LENGTH_KEY, DATASET_VALUES, LENGTH_TOLERANCE = "X_state", 10, 0.05
 """State Embeddings have unit length, but for the dataset values at their end."""

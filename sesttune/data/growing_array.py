@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from sesttune.cached_folder import Progress, no_progress
+from sesttune.system.cached_folder import Progress, no_progress
 
 CHUNK = 16_000_000
 SHRINKING = "halving whole counts"

@@ -16,7 +16,7 @@ import torch
 
 from sesttune.data.readers import Batch, Reader
 from sesttune.data.sampling import CellSetSampler
-from sesttune.threads import one_core_each
+from sesttune.system.threads import one_core_each
 
 
 class TrainingBatches:

@@ -36,8 +36,8 @@ from sesttune.data.rows import (
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
-from sesttune.machine import free_memory
-from sesttune.out_of_memory import give_back, is_out_of_memory
+from sesttune.system.machine import free_memory
+from sesttune.system.out_of_memory import give_back, is_out_of_memory
 
 log = logging.getLogger(__name__)
 

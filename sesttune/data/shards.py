@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from sesttune.cached_folder import Progress, cached_folder, digest, is_intact, mark_used
 from sesttune.data.cell_content import cell_digests
 from sesttune.data.h5ad import H5adFile
 from sesttune.errors import UserError
+from sesttune.system.cached_folder import Progress, cached_folder, digest, is_intact, mark_used
 
 SHARD_CELLS = 256
 """Cells a shard: what a kill can cost at most, a second or two of a large GPU."""

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from sesttune.cached_folder import Progress, cached_folder, digest, no_progress
 from sesttune.config.schema import DataKwargs
 from sesttune.data.cell_content import StoreHash, cell_digests, held_twice
 from sesttune.data.growing_array import ArrayFile, shrink_values
@@ -23,6 +22,7 @@ from sesttune.data.store import OBS_COLUMNS, CellStore
 from sesttune.data.target_genes import target_genes
 from sesttune.data.value_scale import ValueScale, scale_notes
 from sesttune.errors import UserError, check_file
+from sesttune.system.cached_folder import Progress, cached_folder, digest, no_progress
 
 STORE_VERSION = 8
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sesttune.cached_folder import Progress, cached_folder, digest, mark_used, no_progress
 from sesttune.config.schema import Config
 from sesttune.data.embeddings import (
     ControlEmbeddings,
@@ -31,6 +30,7 @@ from sesttune.data.splits import assign_splits, read_split_file
 from sesttune.data.store import CellStore
 from sesttune.data.store_builder import SourceFile, build_store
 from sesttune.errors import UserError
+from sesttune.system.cached_folder import Progress, cached_folder, digest, mark_used, no_progress
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sesttune.cached_folder import Progress, no_progress
 from sesttune.config.schema import Config
 from sesttune.data.sampling import CellSets, fixed_sets
 from sesttune.data.store import CellStore
 from sesttune.data.trial_data import TrialData
 from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import loss_function
+from sesttune.system.cached_folder import Progress, no_progress
 
 MEANS = "means of conditions"
 CELLS_OF_MEAN = 512

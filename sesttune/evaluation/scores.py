@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sesttune.cached_folder import Progress, no_progress
 from sesttune.data.sampling import CellSets
 from sesttune.data.trial_data import Condition, TrialData, name_of
 from sesttune.evaluation.baselines import CELLS_OF_MEAN, dense_sets
@@ -25,6 +24,7 @@ from sesttune.evaluation.metrics import (
 )
 from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import Loss
+from sesttune.system.cached_folder import Progress, no_progress
 
 NAMES = ("dataset", "cell_type", "perturbation")
 METRICS = {

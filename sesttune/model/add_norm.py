@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sesttune.compiler import missing
 from sesttune.errors import first_line
+from sesttune.system.compiler import missing
 
 log = logging.getLogger(__name__)
 

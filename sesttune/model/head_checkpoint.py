@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sesttune.atomic import replacing
 from sesttune.errors import UserError, check_file
 from sesttune.model.st_head import HeadConfig, STHead
+from sesttune.system.atomic import replacing
 
 FORMAT = "sesttune-head-1"
 WEIGHTS_FILE, ABOUT_FILE = "head.safetensors", "head.json"

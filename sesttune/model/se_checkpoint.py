@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from sesttune.atomic import write_text
 from sesttune.errors import UserError, check_file, first_line
 from sesttune.model.safe_pickle import plain, read_checkpoint
+from sesttune.system.atomic import write_text
 
 KEY = "model.kwargs.se_checkpoint_path"
 DEMO_NAME = "demo-encoder"

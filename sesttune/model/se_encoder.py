@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from sesttune.cached_folder import cached_folder, digest, is_intact
 from sesttune.errors import UserError
-from sesttune.host_memory import keep_freed_memory, release_freed_memory
-from sesttune.machine import cores
 from sesttune.model.se_checkpoint import (
     SEFiles,
     SEWeights,
@@ -29,8 +26,11 @@ from sesttune.model.se_converted import load_converted, save_converted
 from sesttune.model.se_genes import MIN_MATCHED, GeneMatch, match_genes
 from sesttune.model.se_tokens import Tokens, tokenize
 from sesttune.model.se_transformer import SETransformer, build_transformer
-from sesttune.out_of_memory import give_back, is_out_of_memory
-from sesttune.threads import one_core_each
+from sesttune.system.cached_folder import cached_folder, digest, is_intact
+from sesttune.system.host_memory import keep_freed_memory, release_freed_memory
+from sesttune.system.machine import cores
+from sesttune.system.out_of_memory import give_back, is_out_of_memory
+from sesttune.system.threads import one_core_each
 
 log = logging.getLogger(__name__)
 

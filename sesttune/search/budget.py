@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sesttune.atomic import write_text
 from sesttune.config.duration import seconds
 from sesttune.config.schema import SweepConfig
 from sesttune.search.trial_state import BUDGET
+from sesttune.system.atomic import write_text
 from sesttune.training.records import list_trials, read_object
 
 LIMITS = ("sweep.time_budget", "sweep.gpu_hours", "sweep.target_val_loss")

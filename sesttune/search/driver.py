@@ -16,7 +16,6 @@ from pathlib import Path
 from sesttune.config.load import to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.run_lock import only_driver
 from sesttune.search.budget import limit_reached
 from sesttune.search.ledger import INTERRUPTED, TrialLedger
 from sesttune.search.listener import SweepListener
@@ -25,6 +24,7 @@ from sesttune.search.packing import trials_per_gpu
 from sesttune.search.ray_session import Slots, ray_session, slots
 from sesttune.search.recorded import try_again
 from sesttune.search.space import SearchSpace
+from sesttune.system.run_lock import only_driver
 from sesttune.training.records import list_trials
 
 _TRIES = 2  # a worker that dies is started once more, and continues its trial

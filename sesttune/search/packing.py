@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sesttune.atomic import write_text
 from sesttune.config.load import from_dict, to_dict, with_point
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.out_of_memory import CONTEXT_GIB
 from sesttune.search.space import SearchSpace
+from sesttune.system.atomic import write_text
+from sesttune.system.out_of_memory import CONTEXT_GIB
 from sesttune.training.records import PACKING
 
 COUNTS = (1, 2, 4)

@@ -8,11 +8,11 @@ in the cache whatever happens here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sesttune.cached_folder import Progress
 from sesttune.config.schema import Config
 from sesttune.data.shards import ENCODING, Encoder, Runner, Shard, ShardEncoder, encode_here
-from sesttune.machine import gpus
 from sesttune.search.ray_session import cluster_address, ray_session
+from sesttune.system.cached_folder import Progress
+from sesttune.system.machine import gpus
 
 
 def shard_runner(config: Config) -> Runner:

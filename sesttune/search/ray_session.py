@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sesttune import host_memory
 from sesttune.config.schema import Config
 from sesttune.errors import UserError
-from sesttune.machine import cores, gpus
+from sesttune.system import host_memory
+from sesttune.system.machine import cores, gpus
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

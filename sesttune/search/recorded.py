@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sesttune.atomic import replacing, write_text
 from sesttune.config.load import parse_override, with_point
 from sesttune.config.schema import Config
 from sesttune.search.asha import Report
 from sesttune.search.shared_training import MAX_STEPS_KEY
 from sesttune.search.trial_state import BUDGET, ENDED, ERROR, TrialState
 from sesttune.search.verdict import UNSTABLE, judge
+from sesttune.system.atomic import replacing, write_text
 from sesttune.training.records import (
     LAST,
     MAX_STEPS,

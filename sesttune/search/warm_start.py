@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sesttune.atomic import room_on_disk
 from sesttune.config.load import Points, from_dict, settings_by_key, to_dict
 from sesttune.config.schema import Config, TrainingConfig
 from sesttune.data.identity import CELLS, changed
@@ -21,6 +20,7 @@ from sesttune.search.rules import grace_period
 from sesttune.search.searcher import Observed
 from sesttune.search.space import SearchSpace
 from sesttune.search.trial_state import BUDGET, ENDED, TrialState
+from sesttune.system.atomic import room_on_disk
 from sesttune.training.records import (
     DATA,
     LAST,

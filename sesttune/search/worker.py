@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sesttune.atomic import write_text
 from sesttune.errors import UserError
 from sesttune.search.trial_state import ERROR
+from sesttune.system.atomic import write_text
 
 _LOCK_WAIT_S = 60.0
 
@@ -32,7 +32,7 @@ def work(settings: Mapping[str, Any]) -> None:
     from ray import tune
 
     from sesttune.config.load import from_dict, with_point
-    from sesttune.out_of_memory import give_back
+    from sesttune.system.out_of_memory import give_back
     from sesttune.training.records import read_trial, update_trial
     from sesttune.training.trial import run_trial
 

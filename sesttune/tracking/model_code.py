@@ -16,7 +16,8 @@ PYFUNC = "pyfunc_model.py"
 MODULES = (
     "__init__.py",
     "errors.py",
-    "atomic.py",
+    "system/__init__.py",
+    "system/atomic.py",
     "model/__init__.py",
     "model/st_head.py",
     "model/head_checkpoint.py",

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from sesttune import __version__
-from sesttune.atomic import write_text
 from sesttune.errors import UserError
+from sesttune.system.atomic import write_text
 from sesttune.tracking.describe import describe_run, leaderboard_csv, trial_name, trial_tags
 from sesttune.tracking.experiment import Experiment, in_ms
 from sesttune.tracking.spool import (

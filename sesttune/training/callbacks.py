@@ -16,7 +16,7 @@ import torch
 
 from sesttune.config.schema import Config
 from sesttune.data.loader import TrainingBatches
-from sesttune.host_memory import mapped_gib
+from sesttune.system.host_memory import mapped_gib
 from sesttune.training.compiled import NOT_COMPILED
 from sesttune.training.learning_rate import learning_rate
 from sesttune.training.micro_batch import MicroBatch

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sesttune.compiler import missing
 from sesttune.config.schema import TrainingConfig
 from sesttune.errors import UserError
 from sesttune.model.st_head import STHead
+from sesttune.system.compiler import missing
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Control embeddings and perturbations to predicted cells, as `STHead.forward`."""

@@ -10,8 +10,8 @@ from sesttune.data.loader import TrainingBatches
 from sesttune.data.readers import Reader
 from sesttune.data.sampling import CellSetSampler
 from sesttune.data.trial_data import TrialData
-from sesttune.machine import cores
 from sesttune.model.st_head import STHead
+from sesttune.system.machine import cores
 from sesttune.training.callbacks import Report, TrialCallback
 from sesttune.training.head_size import head_config
 from sesttune.training.micro_batch import MicroBatch

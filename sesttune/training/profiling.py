@@ -15,8 +15,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from sesttune.atomic import replacing, write_text
 from sesttune.config.schema import Config
+from sesttune.system.atomic import replacing, write_text
 from sesttune.training.module import TrialModule
 from sesttune.training.records import PROFILE, note_facts
 

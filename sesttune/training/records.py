@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from sesttune.atomic import room_on_disk, write_text
 from sesttune.errors import UserError
+from sesttune.system.atomic import room_on_disk, write_text
 
 SETTINGS, DATA, RESULT = "sweep.yaml", "data.json", "result.json"
 REPORT, PACKING = "report.html", "packing.json"

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from sesttune.atomic import replacing
 from sesttune.config.load import to_dict
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import TrialData
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import load_state, read_checkpoint, save_checkpoint
+from sesttune.system.atomic import replacing
 from sesttune.training.module import TrialModule
 from sesttune.training.progress import Progress
 from sesttune.training.records import BEST, LAST, append_metrics

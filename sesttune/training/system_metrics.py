@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sesttune.machine import cores, fields
+from sesttune.system.machine import cores, fields
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from sesttune.atomic import write_text
 from sesttune.config.load import to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.readers import choose_reader
 from sesttune.data.trial_data import TrialData
-from sesttune.host_memory import keep_freed_memory
-from sesttune.out_of_memory import give_back, is_out_of_memory, keep_to_share
+from sesttune.system.atomic import write_text
+from sesttune.system.host_memory import keep_freed_memory
+from sesttune.system.out_of_memory import give_back, is_out_of_memory, keep_to_share
 from sesttune.training.callbacks import Report
 from sesttune.training.compiled import check_compiler, forget_compiled
 from sesttune.training.environment import note_environment

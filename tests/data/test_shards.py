@@ -19,11 +19,11 @@ from helpers.tiny_data import MeanEncoder, TinyData, write_cells, write_tiny
 from scipy import sparse
 
 from sesttune.cache import main as cache_command
-from sesttune.cached_folder import cached_folder, locked, mark_used
 from sesttune.config.load import load_config
 from sesttune.data import cache_entries, shards
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
+from sesttune.system.cached_folder import cached_folder, locked, mark_used
 
 N_CONTROLS = 120
 
@@ -273,7 +273,7 @@ def test_a_full_disk_is_named_whatever_error_it_causes(
 
     with pytest.raises(RuntimeError):
         cached_folder(tmp_path / "x", build)
-    monkeypatch.setattr("sesttune.cached_folder.is_full", lambda folder: True)
+    monkeypatch.setattr("sesttune.system.cached_folder.is_full", lambda folder: True)
     with pytest.raises(UserError, match=r"data.cache_dir: the disk of .* is full"):
         cached_folder(tmp_path / "x", build)
 

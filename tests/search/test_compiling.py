@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from helpers.tiny_data import MeanEncoder, write_tiny
 
-from sesttune.compiler import missing
 from sesttune.config.load import load_config
 from sesttune.data.trial_data import prepare
 from sesttune.search.calibrate import Sample
 from sesttune.search.compiling import choose, fastest_mode, modes_to_try
 from sesttune.search.space_file import parse_space
+from sesttune.system.compiler import missing
 
 
 def sample(step_s: float, val_loss: float = 2.0) -> Sample:

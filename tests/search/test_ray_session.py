@@ -13,8 +13,8 @@ import torch
 
 from sesttune.config.load import load_config
 from sesttune.errors import UserError
-from sesttune.machine import cores
 from sesttune.search.ray_session import ray_session, slots
+from sesttune.system.machine import cores
 
 START = """
 from sesttune.config.load import load_config

@@ -11,13 +11,13 @@ import torch
 from helpers.tiny_data import MeanEncoder, TinyData, write_tiny
 from torch._dynamo.utils import counters
 
-from sesttune import compiler
-from sesttune.compiler import missing
 from sesttune.config.load import load_config, to_yaml
 from sesttune.config.schema import Config
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint
+from sesttune.system import compiler
+from sesttune.system.compiler import missing
 from sesttune.training import compiled
 from sesttune.training.records import read_metrics
 from sesttune.training.trial import run_trial

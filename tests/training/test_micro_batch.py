@@ -9,7 +9,7 @@ from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.model.head_checkpoint import read_checkpoint
 from sesttune.model.st_head import STHead
-from sesttune.out_of_memory import is_out_of_memory
+from sesttune.system.out_of_memory import is_out_of_memory
 from sesttune.training import trial
 from sesttune.training.micro_batch import MicroBatch
 from sesttune.training.records import read_metrics, read_trial

@@ -16,7 +16,7 @@ import stat
 import sys
 from typing import Any
 
-from sesttune.atomic import FULL
+from sesttune.system.atomic import FULL
 
 _STEERING = re.compile("\x1b(?!\\[)|[\x07\x80-\x9f]")
 

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sesttune import cached_folder
+from sesttune.system import cached_folder
 
 
 class RateColumn(ProgressColumn):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sesttune.machine import cores, free_memory, gpus
+from sesttune.system.machine import cores, free_memory, gpus
 
 GIB = 1 << 30
 MEMINFO = "MemTotal: 67108864 kB\nMemFree: 1000 kB\nMemAvailable: 33554432 kB\n"  # 32 GiB

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sesttune.atomic import FULL, is_full
 from sesttune.errors import UserError
+from sesttune.system.atomic import FULL, is_full
 
 log = logging.getLogger(__name__)
 

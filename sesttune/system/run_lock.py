@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sesttune.atomic import DiskFull
 from sesttune.errors import UserError
+from sesttune.system.atomic import DiskFull
 
 
 @contextmanager

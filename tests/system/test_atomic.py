@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sesttune.atomic import DiskFull, replacing, room_on_disk, write_text
 from sesttune.errors import UserError
-from sesttune.run_lock import only_driver
+from sesttune.system.atomic import DiskFull, replacing, room_on_disk, write_text
+from sesttune.system.run_lock import only_driver
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sesttune.host_memory import ENVIRONMENT, mapped_gib
+from sesttune.system.host_memory import ENVIRONMENT, mapped_gib
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 FAULTS = """
 import resource, sys, threading
 import torch
-from sesttune.host_memory import keep_freed_memory
+from sesttune.system.host_memory import keep_freed_memory
 if "keep" in sys.argv:
     keep_freed_memory()
 def faults(count):
@@ -58,7 +58,7 @@ def test_kept_memory_can_be_given_back() -> None:
 KEPT = """
 from pathlib import Path
 import torch
-from sesttune.host_memory import keep_freed_memory, release_freed_memory
+from sesttune.system.host_memory import keep_freed_memory, release_freed_memory
 def rss():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("VmRSS"))
@@ -74,7 +74,7 @@ MAPPED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from sesttune.host_memory import mapped_gib
+from sesttune.system.host_memory import mapped_gib
 folder = Path(sys.argv[1])
 array = np.load(folder / "values.npy", mmap_mode="r")
 array.sum()

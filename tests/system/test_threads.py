@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sesttune.threads import one_core_each
+from sesttune.system.threads import one_core_each
 
 
 def teams(pool: ThreadPoolExecutor, count: int) -> list[int]:
