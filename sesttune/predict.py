@@ -31,7 +31,8 @@ FLAGS = {
 
 FIXED = {
     "dataset 'input', cell type": "--adata: cell type",
-    "set data.kwargs.control_pert": "the model's controls are called so: label these the same",
+    "set data.kwargs.control_pert to its label": "the model's controls are called so: label these "
+    "the same",
     "set data.kwargs.pert_col": "the model's perturbations are in such a one: name it so",
     "set data.kwargs.cell_type_key": "the model's cell types are in such a one: name it so",
     "set data.kwargs.batch_col": "the model's batches are in such a one: name it so",

@@ -223,7 +223,7 @@ def test_compare_shows_winners_and_says_whether_they_differ(
         (
             "predict",
             {"--adata": "none.h5ad"},
-            "none.h5ad: cannot be read (No such file or directory)",
+            "none.h5ad does not exist",
         ),
         ("predict", {"--adata": "fewer.h5ad"}, "fewer.h5ad lacks 3 of the"),
         ("predict", {"--adata": "unknown.h5ad"}, "no feature vector for 1 perturbations (NEW)"),

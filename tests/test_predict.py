@@ -110,7 +110,7 @@ def test_what_the_model_fixes_is_not_to_be_set(
     line = refused(capsys, tmp_path / "head", "--adata", str(odd))
     assert "no column 'batch_var'; the model's batches are in such a one: name it so; known" in line
     for labels, said in {
-        ("NTC", *FEATURES): "the model's controls are called so: label these the same; known",
+        ("NTC", *FEATURES): "the model's controls are called so: label these the same; most cells",
         (CONTROL, *FEATURES): "obsm has no 'X_tiny'; write it with `sesttune encode`",
     }.items():
         source = write_cells(tmp_path / "in.h5ad", rng, list(labels), "alpha", genes)

@@ -170,11 +170,13 @@ class SearchSpace:
             for value in parameter.extremes()
         )
         allowed = (point for point in varied if point is not None and around.allows(point))
-        for point in itertools.chain(allowed, around._uneven_heads(config)):
+        way_out = "; leave such points out: constraints: [hidden_dim % n_heads == 0]"
+        uneven = ((point, way_out) for point in around._uneven_heads(config))
+        for point, said in itertools.chain(uneven, ((point, "") for point in allowed)):
             try:
                 with_point(config, point)
             except UserError as error:
-                raise UserError(f"search space {self.source}: {error}") from None
+                raise UserError(f"search space {self.source}: {error}{said}") from None
         if (config.sweep.searcher or self.searcher) == "grid":
             self.require_finite()
         if self.constraints and not any(map(around.allows, around._some_points())):

@@ -18,27 +18,35 @@ def _shape(record):
     return record.params["model.kwargs.hidden_dim"], record.params["model.kwargs.n_heads"]
 
 
+class Breaking(Heard):
+    """Two trials find a file where their checkpoints are to lie."""
+
+    def on_start(self, record, *about):
+        super().on_start(record, *about)
+        if _shape(record) == (32, 4):
+            record.checkpoints.write_text("")
+
+
 def test_trials_run_are_stopped_by_asha_and_one_that_fails_does_not_end_the_sweep(
     tiny, ray, tmp_path
 ):
     config, manifest = tiny
-    # Width 18 with 4 heads cannot be built; each value alone can.
     space = grid(
         training__lr=choice(1e-2, 1e-6),
-        model__kwargs__hidden_dim=choice(16, 18),
+        model__kwargs__hidden_dim=choice(16, 32),
         model__kwargs__n_heads=choice(2, 4),
     )
     # One at a time, in an order that has the good learning rate first.
     config = with_point(config, {"sweep.seed": 11})
-    heard = Heard()
+    heard = Breaking()
     outcome = run_sweep(tmp_path, config, space, manifest, [heard])
     records = {record.id: record for record in list_trials(tmp_path)}
     assert len(records) == 8
     failed = [record for record in records.values() if record.status == "failed"]
-    impossible = [r for r in records.values() if _shape(r) == (18, 4)]
-    assert failed == impossible
-    assert failed[0].stop_reason.startswith("error: model.kwargs.hidden_dim=18 must be a multiple")
-    assert "UserError" in (failed[0].folder / "error.txt").read_text()
+    assert failed == [r for r in records.values() if _shape(r) == (32, 4)]
+    assert failed[0].stop_reason.startswith("error: ")
+    assert "checkpoints" in failed[0].stop_reason
+    assert "FileExistsError" in (failed[0].folder / "error.txt").read_text()
     able = [r for r in records.values() if r not in failed]
     assert [r.params["training.lr"] for r in able] == [1e-2] * 3 + [1e-6] * 3
     assert (able[0].status, able[0].stop_reason) == ("done", "max_steps")
