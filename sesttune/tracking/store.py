@@ -161,11 +161,11 @@ def _remedy(line: str, uri: str) -> str | None:
 
 
 def unreachable(uri: str) -> str | None:
-    """Why the store at `uri` does not answer, in a line; None where it does."""
+    """Why the store at `uri` does not take runs, in a line; None where it does."""
     from mlflow import MlflowClient
 
     try:
-        quick_client(uri)
+        delivering_client(uri)
         MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:
         return problem(error, uri)
@@ -240,9 +240,17 @@ def quick_client(uri: str) -> None:
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE))
             follow_move(database, database.parent / ARTIFACTS)
-            if "?" not in uri:  # options, which are no part of the name
-                make_store(database)
         utils.MAX_RETRY_COUNT = 1  # MLflow has no setting for it, and tries for 100 s
+
+
+def delivering_client(uri: str) -> None:
+    """`quick_client` for what brings runs: a new SQLite store is made for them.
+
+    Not for who only looks: `track status` would take an empty store for one that has all.
+    """
+    quick_client(uri)
+    if uri.startswith(SQLITE) and "?" not in uri:  # options, which are no part of the name
+        make_store(Path(uri.removeprefix(SQLITE)))
 
 
 @contextmanager

@@ -32,10 +32,10 @@ from sesttune.tracking.spool import (
     sole_writer,
 )
 from sesttune.tracking.store import (
+    delivering_client,
     is_gone,
     patient_client,
     problem,
-    quick_client,
     without_secrets,
 )
 from sesttune.tracking.views import PARENT_TAG, run_page
@@ -60,7 +60,7 @@ class RunTracker:
     """Delivers one run folder to one MLflow store."""
 
     def __init__(self, folder: Path, uri: str, experiment: str) -> None:
-        quick_client(uri)
+        delivering_client(uri)
         self.folder, self._uri = folder, uri
         self._client = MlflowClient(uri)
         self._experiment = Experiment(self._client, uri, experiment)

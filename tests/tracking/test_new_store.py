@@ -4,6 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from sesttune import promote
+from sesttune.command import run
+
 OPEN = """
 import sys
 from sesttune.tracking.store import unreachable
@@ -27,3 +32,12 @@ def test_two_sweeps_that_begin_in_a_new_folder_make_one_store(tmp_path: Path) ->
         process.stdin.flush()
     assert [process.communicate(timeout=120)[0] for process in both] == ["None\n"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize("words", ["--list", "--rollback"])
+def test_who_only_looks_makes_no_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert run(promote.main, [words, "--output-dir", str(tmp_path)]) == 2
+    assert "nothing is tracked in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
