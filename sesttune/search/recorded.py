@@ -15,7 +15,7 @@ from sesttune.config.load import parse_override, with_point
 from sesttune.config.schema import Config
 from sesttune.search.asha import Report
 from sesttune.search.shared_training import MAX_STEPS_KEY
-from sesttune.search.trial_state import BUDGET, ENDED, ERROR, TrialState
+from sesttune.search.trial_state import BEHIND, BUDGET, ENDED, ERROR, WAITING, TrialState
 from sesttune.search.verdict import UNSTABLE, judge
 from sesttune.system.atomic import replacing, write_text
 from sesttune.training.records import (
@@ -25,7 +25,9 @@ from sesttune.training.records import (
     NAN,
     SCHEDULE,
     TrialRecord,
+    cut_metrics,
     list_trials,
+    metrics_bytes,
     read_metrics,
     read_object,
     read_trial,
@@ -117,6 +119,8 @@ def write_state(sweep: Path, trial: TrialState) -> TrialRecord:
     known = read_trial(folder)
     if known is None:
         known = write_trial(TrialRecord(trial.id, folder, trial.point))
+    if trial.state in (WAITING, BEHIND) and trial.step < 0 and metrics_bytes(folder):
+        cut_metrics(folder, -1)  # it is begun anew: its curve is of a training that is gone
     kept = trial.state_dict()
     if kept != read_schedule(folder):
         write_text(folder / SCHEDULE, json.dumps(kept))

@@ -166,17 +166,22 @@ def test_without_the_folder_of_a_trial_a_sweep_is_reported_and_gone_on_with(tmp_
     space = parse_space({"searcher": "random", "num_trials": 5, "parameters": parameters}, "s.yaml")
     Machines(tmp_path / "whole", space, seed=0).run()
     expected = outcome(tmp_path / "whole")
-    others = [read_schedule(record.folder) for record in list_trials(tmp_path / "whole")]
+    kept = {r.id: read_schedule(r.folder) for r in list_trials(tmp_path / "whole")}
     needed = {
-        name: {kept.get(name) for kept in others} for name in ("shares", "continues", "repeats")
+        name: {about.get(name) for about in kept.values()}
+        for name in ("shares", "continues", "repeats")
     }
     for gone in set.union(*needed.values()) - {None}:
         machines = Machines(tmp_path / f"without {gone}", space, seed=0)
         shutil.copytree(tmp_path / "whole", machines.folder)
         shutil.rmtree(trial_folder(machines.folder, gone))
         assert read_outcome(machines.folder, CONFIG).best.id != gone
+        TrialLedger(machines.folder, CONFIG, space)  # of a driver that is killed at once
+        for record in list_trials(machines.folder):
+            if kept[record.id].get("shares") == gone:
+                assert not record.metrics(), "whose checkpoints are gone"
         machines.run()
         found = outcome(machines.folder)
         assert all(status != "pending" for _, status, *_ in found.values()), gone
-        kept = expected.keys() - {gone}
-        assert [found[i][0] for i in kept] == [expected[i][0] for i in kept], gone
+        there = expected.keys() - {gone}
+        assert [found[i][0] for i in there] == [expected[i][0] for i in there], gone
