@@ -83,6 +83,11 @@ def chosen_trial(run: Run, trial: str | None) -> TrialRecord:
     if trial not in records:
         raise UserError(f"no trial '{trial}' in {name}; there are: {', '.join(records)}")
     trunk = read_schedule(records[trial].folder).get("shares")
+    if trunk is not None and trunk not in records:
+        raise UserError(
+            f"trial {trial} has its result of the training of trial {trunk}, whose folder is gone: "
+            f"sesttune sweep --resume {name} trains it again"
+        )
     if trunk is not None:
         raise UserError(
             f"trial {trial} is the beginning of the training of trial {trunk}, which has the "

@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.run_folder import report, write_run
 from helpers.trained_runs import GOOD, POOR, write_trained
 
 from sesttune import evaluate
 from sesttune.command import run as run_command
 from sesttune.config.load import load_config
+from sesttune.errors import UserError
 from sesttune.evaluation.cell_eval import folder_name
-from sesttune.held_out import trial_model
+from sesttune.held_out import chosen_trial, trial_model
 from sesttune.run_setup import open_run
 from sesttune.tracking.registry import write_model
 from sesttune.training.records import list_trials, read_metrics
@@ -240,3 +242,17 @@ def test_a_metric_that_a_context_lacks_is_shown_for_the_others() -> None:
     table = evaluate.cell_eval_table(found, Path("scores"))
     columns = [list(column.cells) for column in table.columns]
     assert columns == [["overlap", "clustering"], ["0.5", "-"], ["0.25", "1"]]
+
+
+def test_a_trial_whose_checkpoint_is_with_one_that_is_gone_is_to_be_trained_again(
+    tmp_path: Path,
+) -> None:
+    folder = write_run(tmp_path / "night", trials=2)
+    report(folder, "001", range(3))
+    (folder / "trials/001/schedule.json").write_text(json.dumps({"shares": "002"}))
+    run = open_run(str(tmp_path), "night")
+    with pytest.raises(UserError, match="which has the checkpoint: --trial 002"):
+        chosen_trial(run, "001")
+    shutil.rmtree(folder / "trials/002")
+    with pytest.raises(UserError, match="is gone: sesttune sweep --resume night trains it again"):
+        chosen_trial(run, "001")

@@ -24,9 +24,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def command_lines(pid: int) -> list[str]:
     """What everybody on this machine can read of a process and those it started."""
     own = Path(f"/proc/{pid}")
-    children = (own / f"task/{pid}/children").read_text().split()
-    below = [line for child in children for line in command_lines(int(child))]
-    return [(own / "cmdline").read_text(), *below]
+    try:
+        children = (own / f"task/{pid}/children").read_text().split()
+        line = (own / "cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since its parent was read
+        return []
+    return [line, *(line for child in children for line in command_lines(int(child)))]
 
 
 def test_told_to_stop_it_takes_its_server_along(tmp_path: Path) -> None:
