@@ -70,7 +70,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def read_cursor(folder: Path) -> dict[str, Any]:
-    """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`."""
+    """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`.
+
+    `left_out`: MLflow's runs of trials whose folders were taken away, and numbers given out again.
+    """
     try:
         found = read_object(folder / CURSOR, "")
     except UserError:  # lost like one that was removed, which costs time only
@@ -85,7 +88,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def new_cursor() -> dict[str, Any]:
     """Of a run of which nothing has been sent."""
-    return {"trials": {}, "files": {}}
+    return {"trials": {}, "files": {}, "left_out": []}
 
 
 def undelivered(folder: Path, store_is_gone: bool = False) -> Undelivered:

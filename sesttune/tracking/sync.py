@@ -84,6 +84,7 @@ class RunTracker:
             if result is not None and self._cursor.get("result") != result:
                 self._judge_trials(result)
                 known = [parent, *(t["run"] for t in self._cursor["trials"].values())]
+                known += self._cursor["left_out"]
                 self._experiment.drop_doubles(self._about["id"], known)
                 self._finish(parent, result)
             return self._send_files(parent) if files else None
@@ -138,16 +139,20 @@ class RunTracker:
         return min([made, *(lines[0]["time"] for lines in curves if lines)])
 
     def _sync_trial(self, record: TrialRecord, parent: str) -> None:
-        state = self._cursor["trials"].get(record.id)
+        state, source = self._cursor["trials"].get(record.id), f"{self._about['id']}/{record.id}"
+        if state is not None and state.get("params", record.params) != record.params:
+            # That one's folder was taken away, and its number given out again.
+            self._cursor["left_out"].append(state["run"])
+            state, source = None, f"{source}/{len(self._cursor['left_out'])}"
         if state is None:
             tags = {**self._common_tags(), PARENT_TAG: parent, "trial": record.id}
-            source = f"{self._about['id']}/{record.id}"
             lines = record.metrics()
             began = lines[0]["time"] if lines else None
             run = self._experiment.find_or_create(source, trial_name(record), tags, began)
             params = [Param(key, str(value)) for key, value in record.params.items()]
             self._client.log_batch(run, params=params)
-            state = self._cursor["trials"][record.id] = {"run": run, "lines": 0, "ended": None}
+            state = {"run": run, "params": record.params, "lines": 0, "ended": None}
+            self._cursor["trials"][record.id] = state
             self._save()
         size = metrics_bytes(record.folder)  # before reading: what is added meanwhile is seen next
         if size != state.get("bytes", 0):

@@ -23,6 +23,7 @@ from sesttune.training.records import (
     note_facts,
     trial_folder,
     update_trial,
+    write_trial,
 )
 
 
@@ -266,6 +267,25 @@ def test_a_trial_of_a_resumed_sweep_goes_on_in_its_run(uri: str, tmp_path: Path)
     report(folder, "001", range(3, 8))
     RunTracker(folder, uri, str(tmp_path)).sync()
     assert_whole(uri, folder, str(tmp_path))
+
+
+def test_a_trial_with_the_number_of_one_that_was_taken_away_has_a_run_of_its_own(
+    sqlite: str, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "sweep", trials=2)
+    report(folder, "002", range(0, 5))
+    RunTracker(folder, sqlite, str(tmp_path)).sync()
+    shutil.rmtree(trial_folder(folder, "002"))
+    write_trial(TrialRecord("002", trial_folder(folder, "002"), {"training.lr": 0.5}, "running"))
+    for steps in (range(0, 3), range(3, 8)):
+        report(folder, "002", steps)
+        RunTracker(folder, sqlite, str(tmp_path)).sync()
+    finish(folder, "002")
+    write_result(folder)
+    RunTracker(folder, sqlite, str(tmp_path)).sync()
+    found = runs(sqlite, str(tmp_path))
+    kept = {name: len(history(sqlite, run)) for name, run in found.items() if name[:3] == "002"}
+    assert kept == {"002 lr=2.0e-04 batch=8": 5, "002 lr=0.5": 8}
 
 
 def test_a_failed_trial_that_is_tried_again_is_opened_and_closed_again(
