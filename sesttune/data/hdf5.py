@@ -39,6 +39,8 @@ def other_file(group: h5py.Group, name: str, depth: int = 3) -> str | None:
     if isinstance(link, h5py.ExternalLink):
         return str(link.filename)
     held = group.get(name)
+    if held is not None and held.file.filename != group.file.filename:
+        return str(held.file.filename)  # by a link that leads through one to another file
     if isinstance(held, h5py.Dataset):
         sources = [source.file_name for source in held.virtual_sources()] if held.is_virtual else []
         sources += [source for source, _, _ in held.external or ()]
