@@ -5,7 +5,8 @@ tells of it, and so is writing to a log on a full disk: a sweep of days would tr
 fall over the line that says so, before its result is kept.
 
 Nor do labels of a downloaded file steer the terminal: of escape sequences only those that colour
-text and move the cursor, as rich has them, go through, and none that sets its clipboard or title.
+text and move the cursor, as rich has them, go through, and none that sets its clipboard or title
+or has it answer, which a shell takes for typed.
 """
 
 import errno
@@ -18,7 +19,7 @@ from typing import Any
 
 from sesttune.system.atomic import FULL
 
-_STEERING = re.compile("\x1b(?!\\[)|[\x07\x80-\x9f]")
+_STEERING = re.compile(r"\x1b(?!\[(?:[0-9;]*[A-HJKm]|\?25[hl]))|[\x07\x80-\x9f]")
 
 
 class _Shown(io.FileIO):

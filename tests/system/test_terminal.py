@@ -62,14 +62,15 @@ import sys
 from sesttune.command import open_console, run
 from sesttune.errors import UserError
 def main(argv):
-    open_console().print("'\x1b]52;c;eA==\x07' \x9b2J", style="bold")
+    open_console().print("'\x1b]52;c;eA==\x07' \x9b2J\x1b[6n", style="bold")
     raise UserError("no '\x1bc'")
 sys.exit(run(main))
 """
 
 
 def test_labels_of_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
-    """OSC 52 fills the clipboard of who looks at it, and \x1bc clears all that was said."""
+    """OSC 52 fills the clipboard of who looks at it, \x1bc clears all that was said, and \x1b[6n
+    has the terminal type."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm"
@@ -79,4 +80,4 @@ def test_labels_of_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
         shown += os.read(terminal, 1000)
     os.waitpid(child, 0)
     lines = shown.decode().splitlines()
-    assert lines == ["\x1b[1m'\\x1b]52;c;eA==' \\x9b2J\x1b[0m", "error: no '\\x1bc'"]
+    assert lines == ["\x1b[1m'\\x1b]52;c;eA==' \\x9b2J\\x1b[6n\x1b[0m", "error: no '\\x1bc'"]
