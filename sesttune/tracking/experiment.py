@@ -6,6 +6,7 @@ An answer that is lost, or comes after the client has given up, so makes no seco
 from collections.abc import Collection
 
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from sesttune.tracking.store import artifact_location
@@ -37,13 +38,20 @@ class Experiment:
 
     def has(self, run: str) -> bool:
         """Whether the store, in any experiment, has the run with this MLflow id."""
+        return self._get(run) is not None
+
+    def deleted(self, run: str) -> bool:
+        """Whether somebody deleted this run, which may be restored: until then it takes nothing."""
+        found = self._get(run)
+        return found is None or found.info.lifecycle_stage == LifecycleStage.DELETED
+
+    def _get(self, run: str) -> Run | None:
         try:
-            self._client.get_run(run)
+            return self._client.get_run(run)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
-        return True
+            return None
 
     def find_or_create(
         self, source: str, name: str, tags: dict[str, str], began: float | None

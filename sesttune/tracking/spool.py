@@ -73,6 +73,7 @@ def read_cursor(folder: Path) -> dict[str, Any]:
     """`store`, `parent`, `result` where known; what was sent of each of `trials`, and `files`.
 
     `left_out`: MLflow's runs of trials whose folders were taken away, and numbers given out again.
+    A trial that is `deleted` had its run deleted in MLflow by somebody, and is owed nothing.
     """
     try:
         found = read_object(folder / CURSOR, "")
@@ -97,6 +98,8 @@ def undelivered(folder: Path, store_is_gone: bool = False) -> Undelivered:
     lines = trials = 0
     for record in list_trials(folder):
         state = cursor["trials"].get(record.id)
+        if state and state.get("deleted"):
+            continue
         sent = state["lines"] if state else 0
         lines += max(0, len(record.metrics()) - sent)
         trials += state is None or has_news(record, state)
@@ -109,7 +112,7 @@ def files_left(folder: Path, cursor: dict[str, Any]) -> list[KeptFile]:
     """The files of ended trials and of an ended run that MLflow has not got as they are."""
     found: list[KeptFile] = []
     for record in list_trials(folder):
-        if record.finished:
+        if record.finished and not cursor["trials"].get(record.id, {}).get("deleted"):
             paths = (record.folder / "config.yaml", record.checkpoints / BEST)
             found += [KeptFile(path, record.id) for path in paths]
             found += _within(record.folder / PROFILE, record.id)

@@ -9,11 +9,14 @@ line carries its recorded time, so that sending it twice stores it once.
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from sesttune import __version__
 from sesttune.errors import UserError
@@ -79,7 +82,8 @@ class RunTracker:
             self._check_store()
             parent = self._parent()
             for record in list_trials(self.folder):
-                self._sync_trial(record, parent)
+                with self._unless_deleted(record.id):
+                    self._sync_trial(record, parent)
             result = read_result(self.folder)
             if result is not None and self._cursor.get("result") != result:
                 self._judge_trials(result)
@@ -114,8 +118,24 @@ class RunTracker:
                     "deliver all of it anew"
                 )
             self._cursor = new_cursor()
+        for trial in self._cursor["trials"].values():
+            if trial.get("deleted") and not self._experiment.deleted(trial["run"]):
+                del trial["deleted"]  # restored: it lacks its place among the others, too
+                self._cursor.pop("result", None)
         if self._cursor.get("store") != here:
             self._cursor["store"] = here
+            self._save()
+
+    @contextmanager
+    def _unless_deleted(self, trial_id: str) -> Iterator[None]:
+        """A trial whose run somebody deleted in MLflow is wanted no more, and holds up no other."""
+        try:
+            yield
+        except MlflowException:
+            run = self.trial_run(trial_id)
+            if run is None or not self._experiment.deleted(run):
+                raise
+            self._cursor["trials"][trial_id]["deleted"] = True
             self._save()
 
     def _parent(self) -> str:
@@ -241,12 +261,13 @@ class RunTracker:
     def _judge_trials(self, result: dict[str, Any]) -> None:
         """Rank, verdict and relations of each trial, which are known only at the end."""
         ranks = {row["trial"]: rank for rank, row in enumerate(result["leaderboard"], 1)}
+        at = {"step": 0, "time": result["last_at"]}
         for trial, tags in trial_tags(result).items():
-            run = self.trial_run(trial)
-            if run is not None:
+            if (run := self.trial_run(trial)) is None:
+                continue
+            with self._unless_deleted(trial):
                 self._client.log_batch(run, tags=[RunTag(key, tags[key]) for key in tags])
                 if trial in ranks:
-                    at = {"step": 0, "time": result["last_at"]}
                     self._send_metrics(run, [{**at, "rank": ranks[trial]}])
 
     def _description(self, result: dict[str, Any]) -> str:
