@@ -104,10 +104,10 @@ def _leaderboard(
             f"{row['best_step']:,}",
             row["over_seeds"] or "",
             row["verdict"] or "-",
-            row["ended_by"],
+            _in_cell(row["ended_by"]),
         ]
         # MLflow's pages leave no room between columns.
-        lines.append(f"| {'&nbsp; | '.join(cells)}&nbsp; | {row['parameters']} |")
+        lines.append(f"| {'&nbsp; | '.join(cells)}&nbsp; | {_in_cell(row['parameters'])} |")
     if len(board) > rows:
         lines += ["", f"and {len(board) - rows:,} more in leaderboard.csv"]
     return lines
@@ -153,6 +153,11 @@ def _cost(cost: Mapping[str, Any]) -> str:
 
 def _linked(trial: str, links: Mapping[str, str]) -> str:
     return f"[{trial}]({links[trial]})" if trial in links else trial
+
+
+def _in_cell(text: str) -> str:
+    """Text from elsewhere, such as an error's, which would end the cell or be taken for HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
 
 
 def leaderboard_csv(board: Sequence[Mapping[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """What a person sees: `sesttune ui` over a real store, in a real browser."""
 
+import json
 import re
 import socket
 import subprocess
@@ -25,6 +26,8 @@ TRIALS |= {f"{n:03d}": f"{n:03d} lr={n / 10:.1f}e-03 batch=8" for n in range(10,
 BEST_FIRST = ["002", "001", "003", *list(TRIALS)[3:]]
 STEPS = {trial: 30 - place for place, trial in enumerate(BEST_FIRST)}
 """Of each trial; more steps have a lower loss."""
+ERROR = "error: unsupported for |: 'int' & <b>"
+"""What Markdown would take for columns, and a browser for letters in bold."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     for trial in TRIALS:
         report(folder, trial, range(0, STEPS[trial]))
         finish(folder, trial)
-    write_result(folder)
+    result = write_result(folder)
+    result["leaderboard"][1]["ended_by"] = ERROR
+    (folder / "result.json").write_text(json.dumps(result))
     RunTracker(folder, f"sqlite:///{outputs}/mlflow.db", "sesttune").sync()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -108,6 +113,8 @@ def test_the_description_leads_to_the_winner_and_its_machine(
     browser_page.get_by_text("Show more").click()
     with browser_page.expect_popup() as opened:
         browser_page.get_by_role("link", name="001", exact=True).first.click()
+    cells = browser_page.get_by_role("row").filter(has_text="error:").get_by_role("cell")
+    assert [cell.strip() for cell in cells.all_inner_texts()][-2:] == [ERROR, "lr=1.00e-04"]
     winner = opened.value
     expect(winner.get_by_role("heading", name=TRIALS["001"])).to_be_visible()
     winner.get_by_role("tab", name="System metrics").click()
