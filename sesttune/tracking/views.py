@@ -23,7 +23,8 @@ COLUMNS = {
 }
 """Column and its width in pixels; the searched settings come after them."""
 PARAM_WIDTH, NAME_WIDTH = 120, 300
-
+LATEST = 1_000
+"""Runs that are looked at for the latest sweep and for the searched settings."""
 
 WORKFLOW = "workflowType=machine_learning"
 
@@ -49,12 +50,14 @@ def pages(uri: str, experiment: str, server: str) -> dict[str, str]:
         if found is None:
             where = without_secrets(uri)
             raise UserError(f"{where} has no experiment '{experiment}': run a sweep first")
-        latest = client.search_runs([found.experiment_id], max_results=1_000)
+        latest = client.search_runs([found.experiment_id], max_results=LATEST)
         params = {key for run in latest for key in run.data.params}
         for name, state in _views(params).items():
             client.set_experiment_tag(found.experiment_id, VIEW_TAG + name, json.dumps(state))
     runs = f"{server}/#/experiments/{found.experiment_id}/runs?{WORKFLOW}"
-    parents = [run.info.run_id for run in latest if PARENT_TAG not in run.data.tags]
+    of_their_own = [run.info.run_id for run in latest if PARENT_TAG not in run.data.tags]
+    # A sweep of as many trials, each younger than itself, is not among them.
+    parents = of_their_own or [run.data.tags[PARENT_TAG] for run in latest]
     first = {"latest": f"{server}/{run_page(found.experiment_id, parents[0])}"} if parents else {}
     return {
         **first,

@@ -16,6 +16,8 @@ from helpers.run_folder import finish, report, write_result, write_run
 from playwright.sync_api import Page, expect
 
 from sesttune.command import run as run_command
+from sesttune.tracking import views
+from sesttune.tracking.spool import read_cursor
 from sesttune.tracking.sync import RunTracker
 from sesttune.ui import main
 
@@ -124,6 +126,18 @@ def test_the_description_leads_to_the_winner_and_its_machine(
 
 def test_the_server_listens_on_this_machine_only(pages: dict[str, str]) -> None:
     assert all(address.startswith("http://127.0.0.1:") for address in pages.values())
+
+
+def test_a_sweep_of_more_trials_than_are_looked_at_is_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "LATEST", 2)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for name in ("earlier", "latest"):
+        folder = write_run(tmp_path / name, trials=2)
+        RunTracker(folder, uri, "sesttune").sync()
+    parent = read_cursor(folder)["parent"]
+    assert f"/runs/{parent}?" in views.pages(uri, "sesttune", "http://here")["latest"]
 
 
 def test_a_port_that_is_taken_is_said_before_any_address(
