@@ -47,7 +47,8 @@ def settings_of(about: Mapping[str, Any], places: Mapping[str, object]) -> Confi
     recorded = from_dict(about["config"])
     # sweep.* chooses trainings, and is of no use to one.
     config = with_point(recorded, {f"sweep.{k}": v for k, v in vars(Config().sweep).items()})
-    steps, last = recorded.training.max_steps, about["last_step"]
+    steps = recorded.training.max_steps
+    last = about["step"] if about["val_loss"] is None else about["last_step"]
     if recorded.training.lr_schedule == "constant" and last is not None:
         steps = min(steps, last)
     name = f"reproduced-{about['sweep']}-{about['trial']}"
@@ -120,8 +121,9 @@ def _notes(about: Mapping[str, Any], config: Config) -> list[str]:
         )
     planned = int(about["config"]["training"]["max_steps"])
     if config.training.max_steps < planned:
+        where = "is of" if about["val_loss"] is None else "ended at"
         notes.append(
-            f"it ended at step {config.training.max_steps:,} of {planned:,}: trained until there"
+            f"it {where} step {config.training.max_steps:,} of {planned:,}: trained until there"
         )
     return notes
 

@@ -2,7 +2,8 @@
 
 It runs what `sesttune train` runs, after the data, the encoder and the perturbation features
 have been found to be those of then. On the same CPU under the same versions the best val_loss
-is the same to the last bit; else the difference is named, with what differs.
+(of a step without a validation the weights) is the same to the last bit; else the difference is
+named, with what differs.
 """
 
 import argparse
@@ -60,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
 
     train(training, console)
     differing = reasons(about, versions(), device, threads)
-    same, told = _compare(training.folder, about, differing)
+    if about["val_loss"] is None:
+        same, told = _compare_weights(training, about, folder, differing)
+    else:
+        same, told = _compare(training.folder, about, differing)
     console.print(f"\n{told}")
     return 0 if same or differing else 1
 
@@ -147,11 +151,39 @@ def _compare(folder: Path, about: Mapping[str, Any], differing: list[str]) -> tu
         return False, f"not reproduced: this training has no validation at step {step:,}"
     if found == then:
         return True, f"reproduced: val_loss {found:.9g} at step {step:,}, the same to the last bit"
-    why = "; ".join(differing) or "nothing that is recorded differs"
     return False, (
         f"not the same bits: val_loss {found:.9g} at step {step:,}, then {then:.9g} "
-        f"({abs(found - then) / abs(then):.2g} of it apart): {why}"
+        f"({abs(found - then) / abs(then):.2g} of it apart): {_why(differing)}"
     )
+
+
+def _compare_weights(
+    training: "Run", about: Mapping[str, Any], model: Path, differing: list[str]
+) -> tuple[bool, str]:
+    """The same of a step where no validation was due: the weights themselves are compared."""
+    from sesttune.data.trial_data import TrialData
+    from sesttune.model.head_checkpoint import import_head
+    from sesttune.train import TRIAL_ID
+    from sesttune.training.records import list_trials
+    from sesttune.training.trained_head import trained_head
+
+    [record] = [found for found in list_trials(training.folder) if found.id == TRIAL_ID]
+    try:
+        head, _ = trained_head(record, TrialData(training.manifest), about["step"])
+    except UserError as error:  # of a schedule that goes on, periodic checkpoints may be thinned
+        return False, f"not compared: {error}"
+    now, then = head.state_dict(), import_head(model)[0].state_dict()
+    apart = max(float((now[name] - then[name]).abs().max()) for name in then)
+    if apart == 0:
+        return True, f"reproduced: the weights of step {about['step']:,}, the same to the last bit"
+    return False, (
+        f"not the same bits: the weights of step {about['step']:,} are up to {apart:.2g} apart: "
+        f"{_why(differing)}"
+    )
+
+
+def _why(differing: list[str]) -> str:
+    return "; ".join(differing) or "nothing that is recorded differs"
 
 
 if __name__ == "__main__":

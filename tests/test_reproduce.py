@@ -19,6 +19,7 @@ from sesttune.errors import UserError
 from sesttune.recipe import describe, reasons, settings_of, training_command
 from sesttune.run_setup import open_run
 from sesttune.system.cached_folder import no_progress
+from sesttune.tracking.registry import fetch_model
 from sesttune.training.environment import note_environment, versions
 from sesttune.training.records import note_facts, read_metrics, read_trial
 
@@ -31,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reproduce")
     tiny = write_embedded(folder)
     more = {"data.kwargs.embed_key": EMBED_KEY, "training.train_seed": 7, "name": "first"}
+    more["training.ckpt_every_n_steps"] = 7
     settings = tiny.settings(**more, output_dir=str(folder / "outputs"))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -85,6 +87,29 @@ def test_it_is_made_again_to_the_last_bit(folder: Path, capsys: pytest.CaptureFi
     then, now = ([line["val_loss"] for line in read_metrics(trial)] for trial in trials)
     assert then == now
     assert len(then) == 5
+
+
+def test_a_head_of_a_step_without_a_validation_is_known_by_its_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output-dir", str(folder / "outputs")]
+    assert run(promote.main, ["--sweep", "first", "--step", "7", "--alias", "early", *where]) == 0
+    capsys.readouterr()
+    threads = torch.get_num_threads()
+    assert run(reproduce.main, ["models:/se-st@early", "name=early", *where]) == 0
+    torch.set_num_threads(threads)
+    shown = capsys.readouterr().out
+    assert field(shown, "note") == "it is of step 7 of 20: trained until there"
+    assert field(shown, "reproduced") == "the weights of step 7, the same to the last bit"
+    registered = fetch_model("models:/se-st@early", f"sqlite:///{folder}/outputs/mlflow.db")
+    training, about = open_run(str(folder / "outputs"), "early"), recorded(step=5, val_loss=None)
+    told = reproduce._compare_weights(training, about, registered, [])[1]
+    assert told.startswith("not compared: --step 5: trial 001 kept checkpoints of steps")
+    first, about = open_run(str(folder / "outputs"), "first"), recorded(step=14, val_loss=None)
+    same, told = reproduce._compare_weights(first, about, registered, ["torch 3, then 2"])
+    assert not same
+    assert told.startswith("not the same bits: the weights of step 14 are up to ")
+    assert told.endswith(" apart: torch 3, then 2")
 
 
 @pytest.fixture
