@@ -14,6 +14,8 @@ from sesttune.tracking.store import artifact_location
 SOURCE_TAG = "sesttune.source"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Runs and charts; without it MLflow's pages guess, at first that these are traces of prompts."""
+PAGE = 1_000
+"""Runs in an answer."""
 
 
 class Experiment:
@@ -67,15 +69,15 @@ class Experiment:
 
     def drop_doubles(self, source: str, known: Collection[str]) -> None:
         """Delete runs of `source` that a slow server made after their request was given up."""
-        token, ours = None, f"tags.`{SOURCE_TAG}` LIKE '{source}%'"
+        ours, found, token = f"tags.`{SOURCE_TAG}` LIKE '{source}%'", list[str](), None
         while True:
-            page = self._client.search_runs([self.id()], ours, page_token=token)
-            for run in page:
-                if run.info.run_id not in known:
-                    self._client.delete_run(run.info.run_id)
-            token = page.token
-            if not token:
-                return
+            page = self._client.search_runs([self.id()], ours, max_results=PAGE, page_token=token)
+            found += [run.info.run_id for run in page]
+            if not (token := page.token):
+                break
+        for run in found:  # only now: a page begins after so many runs as are there still
+            if run not in known:
+                self._client.delete_run(run)
 
 
 def in_ms(seconds: float | None) -> int | None:

@@ -1,11 +1,13 @@
-"""A run that somebody deletes in MLflow, to tidy up, while its sweep is still delivered."""
+"""Runs that are deleted: by somebody, to tidy up, and those that a slow server made twice."""
 
 from pathlib import Path
 
+import pytest
 from helpers.run_folder import finish, report, write_result, write_run
 from helpers.tracked import assert_whole, history, runs
 from mlflow import MlflowClient
 
+from sesttune.tracking import experiment
 from sesttune.tracking.spool import undelivered
 from sesttune.tracking.sync import RunTracker
 
@@ -35,3 +37,17 @@ def test_a_trial_whose_run_was_deleted_holds_up_nothing_until_it_is_restored(
     run = client.get_run(gone)
     assert (run.info.status, run.data.metrics["rank"]) == ("FINISHED", 1)
     assert {file.path for file in client.list_artifacts(gone)} == {"best.ckpt", "config.yaml"}
+
+
+def test_doubles_go_whatever_page_they_are_on(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "PAGE", 2)
+    client = MlflowClient(sqlite)
+    ours = experiment.Experiment(client, sqlite, str(tmp_path))
+    made = [
+        client.create_run(ours.id(), tags={experiment.SOURCE_TAG: f"us/{number}"}).info.run_id
+        for number in range(6)
+    ]
+    ours.drop_doubles("us", made[:1])
+    assert [run.info.run_id for run in client.search_runs([ours.id()])] == made[:1]
