@@ -179,6 +179,12 @@ def test_the_best_so_far_is_a_staircase_with_the_winner_on_it() -> None:
     assert axes.get_xlabel() == "GPU-hours of training, over all trials"
 
 
+def test_the_fall_from_an_untrained_head_does_not_take_the_height() -> None:
+    fall = (Moment(0.001, 900.0), *DATA.progress[1:])
+    (axes,) = best_so_far(replace(DATA, progress=fall)).axes
+    assert axes.get_ylim()[1] < 5
+
+
 def test_parallel_coordinates_place_each_trial_on_each_axis() -> None:
     figure = parallel_coordinates(DATA)
     axes, bar = figure.axes
@@ -215,6 +221,8 @@ def test_the_heat_map_holds_the_best_of_each_cell() -> None:
     found = {(r, c): float(cells[r, c]) for r, c in np.argwhere(~cells.mask)}
     assert found == {(1, 3): 2.0, (0, 0): 4.0, (2, 5): 5.0}
     assert set(texts(figure)) == {"2\nn=2", "4\nn=1", "5\nn=1"}
+    bounds = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert (bounds[0], bounds[3], bounds[6]) == ("1e-5", "1e-4", "0.001")
 
 
 def test_the_heat_map_takes_the_most_important_numbers_where_lr_is_not_searched() -> None:
