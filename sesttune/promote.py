@@ -81,7 +81,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: Console)
     from sesttune.run_setup import run_data
     from sesttune.system.atomic import room_on_disk
     from sesttune.tracking.aliases import MODEL_NAME, move_alias, refuse_overtaken, serving
-    from sesttune.tracking.registry import log_held_out, register, write_model
+    from sesttune.tracking.registry import log_held_out, register, require_run, write_model
     from sesttune.tracking.sync import RunTracker
 
     if (told := unfinished(known)) is not None:
@@ -91,6 +91,7 @@ def _promote(known: "Run", args: argparse.Namespace, uri: str, console: Console)
     tracker.sync()
     run_id = tracker.trial_run(record.id)
     assert run_id is not None
+    require_run(run_id, uri)  # scoring takes minutes
     data = run_data(known, console)
     candidate = trial_model(known, record, args.step, data)
     args.split = args.split or held_out_split(data)

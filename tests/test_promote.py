@@ -14,6 +14,7 @@ from sesttune import evaluate, promote
 from sesttune.command import run as run_command
 from sesttune.tracking.aliases import move_alias, serving, versions
 from sesttune.tracking.registry import fetch_model
+from sesttune.tracking.spool import read_cursor
 from sesttune.training.records import read_metrics
 
 
@@ -159,6 +160,19 @@ def test_one_that_was_compared_with_a_former_champion_does_not_take_over(
     serves = serving(uri, "race")
     assert serves is not None
     assert (serves.version, len(versions(uri))) == ("1", before)
+
+
+def test_a_trial_whose_run_was_deleted_is_refused_before_it_is_scored(
+    outputs: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = read_cursor(outputs / GOOD)["trials"]["001"]["run"]
+    MlflowClient(uri).delete_run(run)
+    assert call(outputs, "--sweep", GOOD, "--alias", "restored") == 2
+    told = capsys.readouterr()
+    assert f"the trial's run {run} was deleted in MLflow: restore it there" in told.err
+    assert "held-out" not in told.out
+    MlflowClient(uri).restore_run(run)
+    assert call(outputs, "--sweep", GOOD, "--alias", "restored") == 0
 
 
 def test_a_store_of_its_own_is_named_where_it_is_needed(

@@ -17,6 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
@@ -83,6 +84,12 @@ def register(
         }
         # At once with its tags: a kill leaves no version that does not say what it is.
         return str(mlflow.register_model(info.model_uri, MODEL_NAME, tags=described).version)
+
+
+def require_run(run_id: str, uri: str) -> None:
+    """Raise UserError where somebody deleted the run, which takes neither metrics nor a model."""
+    if MlflowClient(uri).get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED:
+        raise UserError(f"the trial's run {run_id} was deleted in MLflow: restore it there")
 
 
 def log_held_out(run_id: str, metrics: Mapping[str, float], step: int, uri: str) -> None:
