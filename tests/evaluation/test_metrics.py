@@ -59,6 +59,10 @@ def test_top_overlap_counts_shared_genes() -> None:
     assert top_overlap(effect, changed, top=2) == 1.0  # 3 and 1 lead both
     assert top_overlap(effect, changed, top=50) == pytest.approx(2 / 3)  # 5 in place of 4
     assert np.isnan(top_overlap(effect, np.array([], int)))
+    falling = -np.arange(100.0)  # 99 first
+    assert top_overlap(falling, np.arange(99, 29, -1)) == 1.0  # of 70 the first 50
+    assert top_overlap(falling, np.array([*range(50, 100), *range(20)])) == 1.0
+    assert top_overlap(falling, np.array([*range(50), *range(50, 70)])) == 0.0
 
 
 def test_discrimination_is_one_where_each_is_nearest_to_itself() -> None:

@@ -14,6 +14,7 @@ from sesttune.config.schema import Config
 from sesttune.data.sampling import CellSets, fixed_sets
 from sesttune.data.trial_data import TrialData, prepare
 from sesttune.errors import UserError
+from sesttune.evaluation import scores
 from sesttune.evaluation.baselines import baseline_predictors, baselines, dense_sets
 from sesttune.evaluation.every_cell import predict_every_cell
 from sesttune.evaluation.predictors import Predictor, head_predictor
@@ -131,6 +132,7 @@ def test_a_perturbed_gene_is_left_out_by_its_name_or_its_symbol_or_that_is_said(
     scores = score(data, "test", sets, {"model": knocked_down}, loss_function("energy"))
     of_targets = scores[(scores["cell_type"] == "gamma") & scores["perturbation"].isin(targets)]
     assert (of_targets["discrimination"] == 1).all() == (symbols == "nowhere")
+    assert (of_targets["top_overlap"] > 0).all()  # the perturbed gene, and what its loss scales up
 
 
 def test_metrics_of_a_condition_by_hand(trained: Trained) -> None:
@@ -153,6 +155,28 @@ def test_metrics_of_a_condition_by_hand(trained: Trained) -> None:
     effect = real - mean("gamma", store.is_control)
     expected = np.corrcoef(np.mean(changes, axis=0), effect)[0, 1]
     assert row["pearson_delta"].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_mean_of_many_cells_is_of_some_from_first_to_last(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "CELLS_OF_MEAN", 3)
+    rows = np.arange(40, 49)
+    found = scores._moments(trained.data, rows)
+    assert found.cells == 3
+    assert found.mean == pytest.approx(trained.data.store.dense(rows[[0, 4, 8]]).mean(0), rel=1e-5)
+
+
+def test_a_short_set_is_filled_with_cells_of_its_own_condition(trained: Trained) -> None:
+    conditions, store = trained.data.conditions("test"), trained.data.store
+    own = {(c.pert, c.dataset, c.cell_type): set(c.rows.tolist()) for c in conditions}
+
+    def predict(sets: CellSets) -> torch.Tensor:
+        for pert, rows in zip(sets.pert_codes, sets.pert_rows, strict=True):
+            assert set(rows) <= own[int(pert), store.dataset[rows[0]], store.cell_type[rows[0]]]
+        return torch.zeros(*sets.pert_rows.shape, store.n_genes)
+
+    assert len(list(predict_every_cell(store, conditions, predict, 8, seed=1))) == 14
 
 
 def test_every_cell_is_predicted_once(trained: Trained) -> None:
