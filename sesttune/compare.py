@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,15 +111,23 @@ def _other_settings(first: "Run", second: "Run") -> dict[str, tuple[Any, Any]]:
         if value != other[key]
         and key not in ("name", "output_dir", "data.cache_dir", "tracking.uri")
     }
-    spaces = [run.space or {} for run in (first, second)]
-    if spaces[0] != spaces[1]:
-        differing["search space"] = (_space(spaces[0]), _space(spaces[1]))
+    searched = [_searched(run.space or {}) for run in (first, second)]
+    for key in dict.fromkeys([*searched[0], *searched[1]]):
+        values = (searched[0].get(key, "-"), searched[1].get(key, "-"))
+        if values[0] != values[1]:
+            differing[key] = values
     return differing
 
 
-def _space(space: Any) -> str:
-    searched = ", ".join(key.rpartition(".")[2] for key in space.get("parameters", {}))
-    return f"{space.get('searcher')} over {searched}" if searched else "none"
+def _searched(space: Mapping[str, Any]) -> dict[str, str]:
+    """A search space by the rows of the table; empty of a single training."""
+    from sesttune.tracking.describe import range_of
+
+    if not space:
+        return {}
+    ranges = {f"searched {key}": range_of(it) for key, it in space["parameters"].items()}
+    rules = "; ".join(map(str, space.get("constraints", ()))) or "-"
+    return {"searcher": space["searcher"], **ranges, "only where": rules}
 
 
 if __name__ == "__main__":

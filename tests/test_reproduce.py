@@ -233,8 +233,10 @@ def test_reasons_are_what_a_number_can_depend_on() -> None:
     assert reasons(recorded(), {**then, "torch": "3"}, "cpu x", 1) == ["torch 3, then 2.0"]
     assert reasons(recorded(), then, "cpu x", 4) == ["4 threads, then 1"]
     assert reasons(recorded(), then, "cpu y", 4) == ["cpu y, then cpu x"]
-    gpu = recorded(environment={"device": "NVIDIA", "threads": 1, "micro_batch": 2})
-    assert len(reasons(gpu, then, "NVIDIA", 4)) == 2
+    gpu = recorded(
+        environment={"device": "NVIDIA", "threads": 1, "micro_batch": 2, "earlier_versions": {}}
+    )
+    assert len(reasons(gpu, then, "NVIDIA", 4)) == 3
 
 
 def test_a_trial_that_went_on_under_other_versions_says_so(tmp_path: Path) -> None:

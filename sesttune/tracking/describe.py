@@ -120,13 +120,15 @@ def _searched(folder: Path) -> list[str]:
         return []
     lines = ["", f"**Space** ({space['searcher']}, {space['num_trials']} trials):", ""]
     for key, about in space["parameters"].items():
-        where = ", ".join(map(_short, about["values"])) if "values" in about else _range(about)
         when = [f"{k} is {' or '.join(map(str, v))}" for k, v in about.get("when", {}).items()]
-        lines.append(f"- {key}: {where}{' where ' if when else ''}{' and '.join(when)}")
+        lines.append(f"- {key}: {range_of(about)}{' where ' if when else ''}{' and '.join(when)}")
     return [*lines, *(f"- only where {rule}" for rule in space.get("constraints", ()))]
 
 
-def _range(about: Mapping[str, Any]) -> str:
+def range_of(about: Mapping[str, Any]) -> str:
+    """The values that a search takes of a key, as its space describes it."""
+    if "values" in about:
+        return ", ".join(map(_short, about["values"]))
     scale = ", log scale" if about["type"] == "loguniform" else ""
     step = f" in steps of {_short(about['quantum'])}" if "quantum" in about else ""
     return f"{_short(about['low'])} to {_short(about['high'])}{step}{scale}"
