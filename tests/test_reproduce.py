@@ -236,7 +236,7 @@ def test_reasons_are_what_a_number_can_depend_on() -> None:
     gpu = recorded(
         environment={"device": "NVIDIA", "threads": 1, "micro_batch": 2, "earlier_versions": {}}
     )
-    assert len(reasons(gpu, then, "NVIDIA", 4)) == 3
+    assert len(reasons(gpu, then, "NVIDIA", 1)) == 3
 
 
 def test_a_trial_that_went_on_under_other_versions_says_so(tmp_path: Path) -> None:
