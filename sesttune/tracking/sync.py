@@ -53,6 +53,8 @@ from sesttune.training.records import (
 
 NOTE_TAG = "mlflow.note.content"
 NOT_METRICS = ("step", "time", "max_steps")
+REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+"""What MLflow answers to whatever is sent to a deleted run."""
 BATCH = 1_000
 """Metrics MLflow takes in one call."""
 SLOW_S = 60.0
@@ -131,9 +133,9 @@ class RunTracker:
         """A trial whose run somebody deleted in MLflow is wanted no more, and holds up no other."""
         try:
             yield
-        except MlflowException:
+        except MlflowException as error:
             run = self.trial_run(trial_id)
-            if run is None or not self._experiment.deleted(run):
+            if error.error_code not in REFUSED or not run or not self._experiment.deleted(run):
                 raise
             self._cursor["trials"][trial_id]["deleted"] = True
             self._save()
