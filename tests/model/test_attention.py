@@ -100,3 +100,13 @@ def test_a_cell_has_the_same_attention_alone_and_among_others() -> None:
     with torch.inference_mode():
         together, alone = attend(q, k, v), attend(q[1:2], k[1:2], v[1:2])
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-6)
+
+
+def test_zen_4_takes_onednn_in_bfloat16_and_its_successor_in_float32_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "onednn_is_faster", lambda dtype: True)
+    pays = attention._products_by_onednn.__wrapped__
+    for family, expected in ((6, (False, False)), (25, (True, False)), (26, (True, True))):
+        monkeypatch.setattr(attention, "_amd_family", lambda path, family=family: family)
+        assert (pays(torch.bfloat16), pays(torch.float32)) == expected
