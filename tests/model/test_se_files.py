@@ -69,6 +69,16 @@ def test_a_file_that_is_no_se_checkpoint_is_refused_by_what_it_lacks(tmp_path: P
     torch.save({**content, **whole, "cfg_yaml": "dataset: {pad_length: x, cls_token_idx: 3}"}, path)
     with pytest.raises(UserError, match="pad_length='x' must be a whole number"):
         _ = opened(path).embed_dim
+    for name, tensor, message in (
+        ("encoder.0.weight", torch.zeros(64), "encoder.0.weight is not a matrix"),
+        ("encoder.0.bias", torch.zeros(3), r"encoder.0.bias has shape \(3,\), expected \(64,\)"),
+    ):
+        torch.save({**content, "state_dict": {**weights.tensors, name: tensor}}, path)
+        with pytest.raises(UserError, match=message):
+            _ = opened(path).embed_dim
+    torch.save({**content, **whole, "protein_embeds_dict": {"A": torch.zeros(31)}}, path)
+    with pytest.raises(UserError, match="have width 31, the checkpoint expects 32"):
+        _ = opened(path).embed_dim
     torch.save({"anything": 1}, path)
     with pytest.raises(UserError, match="lacks state_dict and/or hyper_parameters"):
         _ = opened(path).embed_dim
