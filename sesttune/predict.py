@@ -124,6 +124,7 @@ def _read_cells(
 ) -> tuple["CellStore", "ControlEmbeddings"]:
     """The input as a cell store of the model's genes, its controls encoded."""
     from sesttune.data.embeddings import build_control_embeddings, control_embeddings_from_obsm
+    from sesttune.data.identity import other_embeddings
     from sesttune.data.store_builder import SourceFile, build_store
     from sesttune.data.value_scale import unlike_training
     from sesttune.model.se_checkpoint import find_files
@@ -161,6 +162,11 @@ def _read_cells(
             f"{encoder.files.checkpoint} is not the encoder this model was trained with "
             f"(sha256 {encoder.identity['sha256'][:12]}, expected "
             f"{about['encoder']['sha256'][:12]}); point --model-folder at the right one"
+        )
+    if other_embeddings(about["encoder"], encoder.identity):
+        raise UserError(
+            f"the protein embeddings of {encoder.files.checkpoint} are not those this model was "
+            "trained with; point --model-folder at the right folder"
         )
     return store, build_control_embeddings(store, encoder, cache)
 

@@ -118,6 +118,8 @@ def _check_encoder(about: Mapping[str, Any], now: Mapping[str, str]) -> None:
             f"the encoder is not that of then: {now['path']} has sha256 {now['sha256'][:12]}, "
             f"then {then['sha256'][:12]} ({then['path']})"
         )
+    if "proteins" in then and now["proteins"] != then["proteins"]:
+        raise UserError(f"the protein embeddings of {now['path']} are not those of then")
     if "values" in then and now["values"] != then["values"]:
         raise UserError(f"{now['path']} of the files does not hold the values of then")
 

@@ -14,6 +14,9 @@ from helpers.tiny_data import CONTROL, write_cells
 
 from sesttune import evaluate, export, predict, reproduce
 from sesttune.command import run
+from sesttune.model.se_checkpoint import find_files
+from sesttune.model.se_demo import write_demo_encoder
+from sesttune.model.se_encoder import SEEncoder
 
 
 def refused(capsys: pytest.CaptureFixture[str], model: Path, *more: str) -> str:
@@ -117,6 +120,23 @@ def test_what_the_model_fixes_is_not_to_be_set(
         line = refused(capsys, tmp_path / "head", "--adata", str(source))
         assert said in line
         assert "data.kwargs" not in line
+
+
+def test_the_same_checkpoint_beside_other_protein_embeddings_is_another_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genes = [f"G{i}" for i in range(SIZES.output_dim)]
+    checkpoint = write_demo_encoder(tmp_path / "se", genes)
+    head = tmp_path / "head"
+    promoted(head, **{"data.cache_dir": str(tmp_path / "cache")})
+    about = json.loads((head / "head.json").read_text())
+    about["encoder"] = SEEncoder(find_files(str(checkpoint.parent))).identity
+    (head / "head.json").write_text(json.dumps(about))
+    write_cells(tmp_path / "in.h5ad", np.random.default_rng(0), [CONTROL, "P1"], "alpha", genes)
+    vectors = {name: torch.ones(8) for name in genes}
+    torch.save(vectors, checkpoint.with_name("protein_embeddings.pt"))
+    line = refused(capsys, head, "--adata", str(tmp_path / "in.h5ad"))
+    assert f"the protein embeddings of {checkpoint} are not those this model was" in line
 
 
 def test_features_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,11 @@ def test_another_encoder_is_refused_before_it_encodes() -> None:
     encode = reproduce._refuse_other_encoder(recorded())
     with pytest.raises(UserError, match=r"new.ckpt has sha256 aaaaaaaaaaaa, then eeeeeeeeeeee"):
         encode([], encoder, no_progress)
+    about = recorded()
+    about["encoder"] |= {"sha256": "a" * 64, "proteins": "b" * 64}
+    encoder.identity["proteins"] = "c" * 64
+    with pytest.raises(UserError, match=r"protein embeddings of new.ckpt are not those of then"):
+        reproduce._refuse_other_encoder(about)([], encoder, no_progress)
 
 
 def test_a_setting_of_the_training_cannot_be_given(

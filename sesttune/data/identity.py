@@ -26,10 +26,13 @@ def other_embeddings(
 ) -> bool:
     """Whether embeddings come of another encoder, or of another `obsm` key where files hold them.
 
+    An encoder is its checkpoint and its protein embeddings; of the latter older runs say nothing.
+
     Those of a file name no encoder: they are other ones, too, where the same cells have others.
     """
     if then["sha256"] or now["sha256"]:
-        return bool(then["sha256"] != now["sha256"])
+        one, two = then.get("proteins"), now.get("proteins")
+        return bool(then["sha256"] != now["sha256"] or (one and two and one != two))
     one, two = then.get("values"), now.get("values")
     return bool(then["path"] != now["path"] or (same_cells and one and two and one != two))
 
@@ -44,6 +47,6 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     parts = {
         CELLS: [(then["fingerprint"], now["fingerprint"])],
         FEATURES: [(then.get("features"), now.get("features"))],
-        EMBEDDINGS: [(one["sha256"], two["sha256"]), (one.get("values"), two.get("values"))],
+        EMBEDDINGS: [(one.get(k), two.get(k)) for k in ("sha256", "proteins", "values")],
     }
     return [part for part, pairs in parts.items() if any(a != b for a, b in pairs if a and b)]

@@ -79,7 +79,7 @@ class SEEncoder:
         self.precision = precision
         self._config, self._cache = config, cache
         self._hashes = cache / "sha256" if cache else None
-        self._sha256: str | None = None
+        self._found: tuple[str, str] | None = None
         self._model: SETransformer | None = None
         self._vocabulary: dict[str, int] = {}
         self._pad_length = self._cls_token_idx = 0
@@ -111,11 +111,9 @@ class SEEncoder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """`path`, `sha256` and `label` of the checkpoint."""
-        if self._sha256 is None:
-            self._sha256 = file_sha256(self.files.checkpoint, self._hashes)
-        path = str(self.files.checkpoint.resolve())
-        return {"path": path, "sha256": self._sha256, "label": self.files.label}
+        """`path`, `sha256` and `label` of the checkpoint; `proteins`: sha256 of their file."""
+        path, (sha256, proteins) = str(self.files.checkpoint.resolve()), self._sha256s()
+        return {"path": path, "sha256": sha256, "proteins": proteins, "label": self.files.label}
 
     @property
     def key(self) -> str:
@@ -124,9 +122,11 @@ class SEEncoder:
         return "-".join(parts)
 
     def _sha256s(self) -> tuple[str, str]:
-        proteins = self.files.proteins
-        of_proteins = file_sha256(proteins, self._hashes) if proteins else "inside"
-        return self.identity["sha256"], of_proteins
+        if self._found is None:
+            weights, proteins = self.files.checkpoint, self.files.proteins
+            of_proteins = file_sha256(proteins, self._hashes) if proteins else "inside"
+            self._found = file_sha256(weights, self._hashes), of_proteins
+        return self._found
 
     @property
     def embed_dim(self) -> int:

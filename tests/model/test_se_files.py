@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.oracle import ORACLE, open_oracle, read
 
+from sesttune.data.identity import EMBEDDINGS, changed, other_embeddings
 from sesttune.errors import UserError
 from sesttune.model.se_checkpoint import file_sha256, find_files, read_weights
 from sesttune.model.se_demo import write_demo_encoder
@@ -124,6 +125,12 @@ def test_the_identity_follows_the_weights(tmp_path: Path) -> None:
     (tmp_path / "b" / proteins).write_bytes((tmp_path / "c" / proteins).read_bytes())
     mixed = SEEncoder(find_files(str(tmp_path / "b")))
     assert (mixed.identity["sha256"], mixed.key != one.key) == (one.identity["sha256"], True)
+    older = {k: v for k, v in one.identity.items() if k != "proteins"}
+    for then, now, is_another in ((one, same, False), (one, mixed, True), (one, other, True)):
+        assert other_embeddings(then.identity, now.identity) == is_another
+        kept = [{"fingerprint": "f", "encoder": e.identity} for e in (then, now)]
+        assert changed(*kept) == ([EMBEDDINGS] if is_another else [])
+    assert not other_embeddings(older, mixed.identity)
 
 
 def test_orig_mod_names_of_compiled_trainings_are_understood(tmp_path: Path) -> None:
