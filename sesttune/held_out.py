@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sesttune.config.load import from_dict, settings_by_key, to_dict, with_point
-from sesttune.config.paths import INPUTS
+from sesttune.config.paths import INPUTS, MOVABLE
 from sesttune.config.schema import Config
 from sesttune.data.identity import other_embeddings
 from sesttune.data.sampling import fixed_sets
@@ -99,7 +99,9 @@ def chosen_trial(run: Run, trial: str | None) -> TrialRecord:
 def trial_model(run: Run, record: TrialRecord, step: int | None, data: TrialData) -> Model:
     """The head that a trial trained, at its best or at `step`."""
     head, about = trained_head(record, data, step)
-    about |= provenance(record)
+    own = settings_by_key(run.config)  # the inputs may have been moved since it was written
+    config = with_point(from_dict(about["config"]), {key: own[key] for key in MOVABLE})
+    about |= {**provenance(record), "config": to_dict(config)}
     return Model(f"{run.folder.name}/{record.id} at step {about['step']:,}", head, about)
 
 

@@ -11,22 +11,26 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sesttune.config.load import from_dict, to_dict, to_yaml, with_point
-from sesttune.config.paths import with_whole_paths
+from sesttune.command import resume_command
+from sesttune.config.load import from_dict, settings_by_key, to_dict, to_yaml, with_point
+from sesttune.config.paths import MOVABLE, with_whole_paths
 from sesttune.config.schema import Config
-from sesttune.data.shards import Runner, encode_here
-from sesttune.errors import UserError, first_line
+from sesttune.data.shards import Encoder, Runner, Shard, encode_here
+from sesttune.errors import UserError, WrongPlace, first_line
 from sesttune.system.atomic import write_text
+from sesttune.system.cached_folder import Progress
 from sesttune.system.progress_bars import progress_bars
+from sesttune.system.run_lock import only_driver
 from sesttune.training.records import DATA, SETTINGS, read_data, read_settings
 
 if TYPE_CHECKING:
@@ -162,21 +166,46 @@ def run_names(output_dir: str) -> list[str]:
     return sorted(path.parent.name for path in Path(output_dir).expanduser().glob(f"[!.]*/{DATA}"))
 
 
-def ensure_data(run: Run, console: Console, runner: Runner = encode_here) -> Run:
-    """Prepare again what a cleaned cache has lost; raises UserError where the data changed."""
-    from sesttune.data.identity import identity
+def ensure_data(
+    run: Run,
+    console: Console,
+    runner: Runner = encode_here,
+    given: Mapping[str, object] = MappingProxyType({}),
+) -> Run:
+    """Prepare again what a cleaned cache has lost; raises UserError where the data changed.
 
-    data = prepared_data(run.config, console, runner)
+    `given`: dotted keys with new values, limits or places, which the run keeps if they have not.
+    """
+    run = replace(run, config=with_whole_paths(with_point(run.config, given)))
+    data = run_data(run, console, runner)
     _show_notes(data, console)
-    _refuse_changed(run, identity(data))
+    if given:
+        settings = settings_by_key(run.config)
+        with only_driver(run.folder):  # one that runs would not hear of them
+            change_settings(run, {key: settings[key] for key in given})
     return replace(run, manifest=data.manifest)
 
 
-def run_data(run: Run, console: Console) -> "TrialData":
-    """The data of a run; raises UserError where they are no longer what it was trained on."""
+def run_data(run: Run, console: Console, runner: Runner = encode_here) -> "TrialData":
+    """The data of a run; raises UserError where they are no longer what it was trained on.
+
+    With another encoder nothing is encoded, which may take hours.
+    """
     from sesttune.data.identity import identity
 
-    data = prepared_data(run.config, console)
+    def encode(shards: Sequence[Shard], encoder: Encoder, progress: Progress) -> None:
+        _refuse_changed(run, {**read_data(run.folder), "encoder": encoder.identity})
+        runner(shards, encoder, progress)
+
+    try:
+        data = prepared_data(run.config, console, encode)
+    except WrongPlace as error:
+        kind = "train" if run.space is None else "sweep"
+        again = resume_command(kind, run.folder.name, run.config.output_dir)
+        raise UserError(
+            f"{error}. Where inputs of {run.folder.name} have been moved, name their new places: "
+            f"{again} KEY=PATH (KEY: {', '.join(MOVABLE)})"
+        ) from None
     _refuse_changed(run, identity(data))
     return data
 

@@ -109,52 +109,50 @@ def _configuration(args: argparse.Namespace, console: Console) -> "Config":
 
 def _resume(args: argparse.Namespace) -> int:
     console = open_console()
-    limits = _new_limits(args)
+    given = _given_anew(args)
     from sesttune.plan_run import read_plan
-    from sesttune.run_setup import change_settings, ensure_data, open_run
+    from sesttune.run_setup import ensure_data, open_run
     from sesttune.search.ray_encode import shard_runner
     from sesttune.search.ray_session import check_cluster
-    from sesttune.system.run_lock import only_driver
 
     known = open_run(read_config(args).output_dir, args.resume)
     if known.space is None:
         raise UserError(
             f"{args.resume} is a single training: sesttune train --resume {args.resume}"
         )
-    _check_limits(known, limits, console)
+    _check_limits(known, given, console)
     check_cluster(known.config)
-    sweep = ensure_data(known, console, shard_runner(known.config))
-    if limits:
-        with only_driver(sweep.folder):  # one that runs would not hear of them
-            sweep = change_settings(sweep, limits)
+    sweep = ensure_data(known, console, shard_runner(known.config), given)
     return _run(sweep, console, read_plan(sweep.folder), resume=True)
 
 
-def _new_limits(args: argparse.Namespace) -> dict[str, object]:
-    """The limits given with --resume, by key; raises UserError for any other setting."""
+def _given_anew(args: argparse.Namespace) -> dict[str, object]:
+    """Limits, and places of inputs, given with --resume; raises UserError for other settings."""
     from sesttune.config.load import parse_override
+    from sesttune.config.paths import MOVABLE
     from sesttune.search.budget import LIMITS
 
     given = dict(parse_override(text) for text in args.overrides)
     if args.time_budget is not None:
         given["sweep.time_budget"] = args.time_budget
     other = args.config or args.space or args.warm_start or args.dry_run
-    if other or not set(given) <= {"output_dir", *LIMITS}:
+    if other or not set(given) <= {"output_dir", *LIMITS, *MOVABLE}:
         raise UserError(
             "--resume uses the sweep's own settings: only output_dir=, --time-budget, "
-            f"{'= and '.join(LIMITS[1:])}= may go with it"
+            f"{'= and '.join(LIMITS[1:])}= may go with it, and where its inputs lie now: "
+            f"{'=, '.join(MOVABLE)}="
         )
-    return {key: value for key, value in given.items() if key in LIMITS}
+    return {key: value for key, value in given.items() if key != "output_dir"}
 
 
-def _check_limits(known: "Run", limits: Mapping[str, object], console: Console) -> None:
+def _check_limits(known: "Run", given: Mapping[str, object], console: Console) -> None:
     """Raise UserError where a new limit is reached already; say so of one that the sweep had."""
     from sesttune.config.load import with_point
     from sesttune.search.budget import LIMITS, Spending, limit_reached
     from sesttune.search.live import duration
     from sesttune.search.trial_state import BUDGET
 
-    settings = with_point(known.config, limits).sweep
+    settings = with_point(known.config, given).sweep
     why = limit_reached(known.folder, settings)
     if why is None:
         return
@@ -164,7 +162,7 @@ def _check_limits(known: "Run", limits: Mapping[str, object], console: Console) 
         f"{duration(took.wall_s)}, {took.gpu_s / 3600:.3g} GPU- or slot-hours)"
     )
     key = next(key for key in LIMITS if key in why)
-    if key in limits:
+    if key in given:
         raise UserError(f"{told}; a limit counts from the sweep's beginning")
     told += f"; to go on, give another {key}= with --resume"
     console.print(told)

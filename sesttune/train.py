@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(args)
     import torch
 
+    from sesttune.config.load import parse_override
+    from sesttune.config.paths import MOVABLE
     from sesttune.run_setup import check_warm_up, ensure_data, open_run, prepare_run
     from sesttune.system.machine import cores
     from sesttune.training.trainer import pick_device
@@ -45,16 +47,18 @@ def main(argv: Sequence[str]) -> int:
     # torch knows no quota, of a container or a batch job: its threads would wait for each other.
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if args.resume is not None:
-        others = [o for o in args.overrides if not o.lstrip("+").startswith("output_dir=")]
-        if others or args.config:
+        given = dict(parse_override(text) for text in args.overrides)
+        given.pop("output_dir", None)
+        if args.config or not set(given) <= set(MOVABLE):
             raise UserError(
-                "--resume uses the training's own settings: only output_dir= may go with it"
+                "--resume uses the training's own settings: only output_dir= may go with it, and "
+                f"where its inputs lie now: {'=, '.join(MOVABLE)}="
             )
         known = open_run(config.output_dir, args.resume)
         if known.space is not None:
             raise UserError(f"{args.resume} is a sweep: sesttune sweep --resume {args.resume}")
         pick_device(known.config.training)
-        training = ensure_data(known, console)
+        training = ensure_data(known, console, given=given)
     else:
         check_warm_up(config)
         pick_device(config.training)  # encoding would come before the trial finds no GPU

@@ -1,6 +1,7 @@
 """What is refused before a run folder appears, and when a run is gone on with."""
 
 import io
+import shutil
 import weakref
 from pathlib import Path
 
@@ -188,12 +189,16 @@ def test_a_run_is_gone_on_with_from_another_folder(
     }
     assert run(train.main, arguments(tiny, name="longer", **more)) == 0
     monkeypatch.chdir(tmp_path)
-    assert run(train.main, ["--resume", "longer", f"output_dir={tiny.folder / 'outputs'}"]) == 0
-    assert not list(tmp_path.iterdir())
+    again = ["--resume", "longer", f"output_dir={tiny.folder / 'outputs'}"]
+    features = shutil.copy(tiny.features, tmp_path)
+    again.append("data.kwargs.perturbation_features_file=features.pt")
+    assert run(train.main, again) == 0
+    assert [str(path) for path in tmp_path.iterdir()] == [features]
     kept = open_run(str(tiny.folder / "outputs"), "longer").config
     assert kept.model.checkpoint == str(first_state(tiny))
     assert kept.data.cache_dir == str(tiny.folder / "cache")
     assert kept.data.kwargs.gene_list is None
+    assert kept.data.kwargs.perturbation_features_file == features
     assert kept.tracking.uri == f"sqlite:///{tiny.folder / 'own.db'}"
 
 

@@ -14,6 +14,8 @@ PATHS = (
     "model.kwargs.se_checkpoint_path",
     "model.checkpoint",
 )
+MOVABLE = tuple(key for key in PATHS if key != "model.checkpoint")
+"""Those that a run may be given anew: what they lead to is known by its content."""
 INPUTS = (
     "data.kwargs.embed_key",
     "data.kwargs.perturbation_features_file",

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sesttune.data.labels import nearest
-from sesttune.errors import UserError, check_file
+from sesttune.errors import UserError, WrongPlace, check_file
 
 HELD_OUT = ("val", "test")
 SUFFIXES = (".h5ad", ".h5")
@@ -251,7 +251,7 @@ def _data_files(where: object, name: str, path: Path) -> tuple[Path, ...]:
         matches = [pattern] if place.exists() else sorted(glob.glob(pattern, root_dir=folder))
         files = [file for match in matches for file in _files_of(folder / match)]
         if not files:
-            raise UserError(f"{path}: [datasets] {name}: no .h5ad or .h5 file at {place}")
+            raise WrongPlace(f"{path}: [datasets] {name}: no .h5ad or .h5 file at {place}")
         found += files
     return tuple(dict.fromkeys(found))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from sesttune.errors import UserError, check_file, first_line
+from sesttune.errors import UserError, WrongPlace, check_file, first_line
 from sesttune.model.safe_pickle import plain, read_checkpoint
 from sesttune.system.atomic import write_text
 
@@ -64,10 +64,10 @@ def find_files(
         raise UserError("no SE model: set model.kwargs.se_model_path, or name a checkpoint")
     else:
         if not folder.is_dir():
-            raise UserError(f"model.kwargs.se_model_path: {folder} is not a folder")
+            raise WrongPlace(f"model.kwargs.se_model_path: {folder} is not a folder")
         found = sorted(folder.glob("*.ckpt"))
         if not found:
-            raise UserError(f"model.kwargs.se_model_path: {folder} holds no .ckpt file")
+            raise WrongPlace(f"model.kwargs.se_model_path: {folder} holds no .ckpt file")
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise UserError(f"{folder} holds several checkpoints ({names}): which one? set {KEY}")
@@ -176,7 +176,7 @@ def _read_proteins(files: SEFiles, content: dict[str, Any]) -> tuple[list[str], 
     where = files.proteins or files.checkpoint
     held = read_checkpoint(where) if files.proteins else content.get("protein_embeds_dict")
     if not isinstance(held, dict) or not held:
-        raise UserError(
+        raise WrongPlace(
             f"no protein embeddings: {files.checkpoint} holds none and there is no "
             "protein_embeddings*.pt in the model folder; name the file"
         )

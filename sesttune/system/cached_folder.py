@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sesttune.errors import UserError
+from sesttune.errors import UserError, WrongPlace
 from sesttune.system.atomic import FULL, is_full
 
 log = logging.getLogger(__name__)
@@ -71,13 +71,13 @@ def cached_folder(
                 _build(folder, build, drafts(folder) if begun else [])
     except OSError as error:
         if error.errno in FULL:
-            raise UserError(
+            raise WrongPlace(
                 f"data.cache_dir: the disk of {folder.parent} is full; free some space or set "
                 "data.cache_dir to a larger disk"
             ) from None
         no_place = (errno.EACCES, errno.EROFS, errno.ENOLCK, errno.ENOSYS)  # the last two: no locks
         if not folder.parent.is_dir() or error.errno in no_place:
-            raise UserError(
+            raise WrongPlace(
                 f"data.cache_dir: cannot write to {folder.parent} ({error}); set data.cache_dir to "
                 "another folder"
             ) from None
