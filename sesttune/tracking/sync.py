@@ -273,11 +273,8 @@ class RunTracker:
                     self._send_metrics(run, [{**at, "rank": ranks[trial]}])
 
     def _description(self, result: dict[str, Any]) -> str:
-        experiment = self._experiment.id()
-        links = {
-            trial: run_page(experiment, state["run"])
-            for trial, state in self._cursor["trials"].items()
-        }
+        experiment, sent = self._experiment.id(), self._cursor["trials"]
+        links = {trial: run_page(experiment, state["run"]) for trial, state in sent.items()}
         return describe_run(self.folder, self._about, result, links)
 
     def _send_metrics(self, run: str, lines: list[dict[str, float]]) -> None:
