@@ -6,6 +6,7 @@ another encoder or other perturbation features, sees them through its own.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,9 @@ def _as_seen_by(
     settings = settings_by_key(config)
     point = {k: v for k, v in settings.items() if k.startswith("data.") and k not in INPUTS}
     point["training.train_seed"] = settings["training.train_seed"]  # it may choose the conditions
+    for key, own in settings_by_key(model.config).items():  # moved: those here may be the same
+        if key in INPUTS and key in MOVABLE and own and not Path(own).expanduser().exists():
+            point[key] = settings[key]
     seen = prepared_data(with_point(model.config, point), console, genes=genes)
     then = model.about["encoder"]
     same_cells = model.about["data_fingerprint"] == data.fingerprint

@@ -12,8 +12,9 @@ from rich.console import Console
 from sesttune import evaluate, sweep, train
 from sesttune.command import Main, run
 from sesttune.config.load import load_config
-from sesttune.config.paths import MOVABLE
-from sesttune.held_out import trial_model
+from sesttune.config.paths import INPUTS, MOVABLE
+from sesttune.evaluation.scores import losses_of
+from sesttune.held_out import evaluate_models, trial_model
 from sesttune.model.se_demo import write_demo_encoder
 from sesttune.run_setup import open_run, prepare_run, run_data
 from sesttune.system.run_lock import only_driver
@@ -116,8 +117,13 @@ def test_who_uses_its_heads_finds_the_inputs_then(folder: Path) -> None:
     outputs = str(folder / "outputs")
     assert run(evaluate.main, ["--sweep", "second", "--output-dir", outputs]) == 0
     known = open_run(outputs, "second")
-    model = trial_model(known, *list_trials(known.folder), None, run_data(known, Console()))
+    data = run_data(known, Console())
+    model = trial_model(known, *list_trials(known.folder), None, data)
     assert model.config.data == known.config.data, "as it is promoted"
+    rival = model.found_at(dict.fromkeys(INPUTS[1:3], str(folder / "old")))  # promoted before
+    both = {"model": model, "rival": rival}
+    scores = evaluate_models(both, data, model.config, "val", Console(quiet=True))
+    assert list(losses_of(scores, "rival")) == list(losses_of(scores, "model"))
 
 
 @BOTH
