@@ -29,7 +29,9 @@ def write(folder: Path, high: float, losses: Sequence[float], *settings: str, **
 
 def compare(outputs: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, list[str]], str]:
     """The table's rows by their name, and the last line."""
-    assert run_command(main, ["first", "second", "--output-dir", str(outputs)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")  # of a narrower terminal, cells are broken
+        assert run_command(main, ["first", "second", "--output-dir", str(outputs)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     rows = [re.split(r" {2,}", line.strip()) for line in lines]
     return {row[0]: row[1:] for row in rows}, lines[-1]
