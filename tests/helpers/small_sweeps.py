@@ -1,5 +1,6 @@
 """Sweeps of a few steps on real Ray, and what is heard of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from helpers.tiny_data import MeanEncoder, write_tiny
 
 from sesttune.config.load import load_config, to_yaml
 from sesttune.data.trial_data import prepare
+from sesttune.run_setup import write_settings
 from sesttune.search.listener import SweepListener
 from sesttune.search.space_file import parse_space
-from sesttune.training.records import read_metrics
+from sesttune.training.records import DATA, read_metrics
 
 _DRIVER = """
 import logging
@@ -50,6 +52,18 @@ def start_driver(folder, config, space, manifest, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+INPUTS = {"fingerprint": "f", "features": "v", "encoder": {"sha256": "e"}}
+"""What a sweep is known to be of."""
+
+
+def begin(folder, config):
+    """The folder of a sweep that has no trials yet."""
+    folder.mkdir(parents=True)
+    (folder / DATA).write_text(json.dumps(INPUTS))
+    write_settings(folder, config, None)
+    return folder
 
 
 def choice(*values):

@@ -4,10 +4,9 @@ import json
 
 import pytest
 from helpers.ledgers import CONFIG
-from helpers.small_sweeps import choice
-from omegaconf import OmegaConf
+from helpers.small_sweeps import begin, choice
 
-from sesttune.config.load import to_dict, with_point
+from sesttune.config.load import with_point
 from sesttune.search.ledger import TrialLedger
 from sesttune.search.recorded import RecordedCurves
 from sesttune.search.rules import rules_of
@@ -25,18 +24,9 @@ from sesttune.training.records import (
 )
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
-DATA = {"fingerprint": "f", "features": "v", "encoder": {"sha256": "e"}}
 SPACE = parse_space(
     {"searcher": "grid", "num_trials": 4, "parameters": {"training.lr": choice(*RATES)}}, "s.yaml"
 )
-
-
-def begin(folder, config):
-    folder.mkdir(parents=True)
-    (folder / "data.json").write_text(json.dumps(DATA))
-    settings = {"config": to_dict(config), "space": None}
-    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-    return folder
 
 
 def trained(sweep, number, status, reason, last, loss, **schedule):

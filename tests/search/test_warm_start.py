@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
+from helpers.small_sweeps import INPUTS, begin
 from helpers.tiny_data import MeanEncoder, write_tiny
-from omegaconf import OmegaConf
 
-from sesttune.config.load import load_config, to_dict, with_point
+from sesttune.config.load import load_config, with_point
 from sesttune.data.trial_data import prepare
 from sesttune.errors import UserError
 from sesttune.plan_run import trained_steps
@@ -22,8 +22,6 @@ from sesttune.search.space_file import parse_space
 from sesttune.search.warm_start import read_earlier
 from sesttune.training.records import list_trials, read_metrics
 from sesttune.training.trial import run_trial
-
-DATA = {"fingerprint": "f", "features": "v", "encoder": {"sha256": "e"}}
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +46,6 @@ def space(searcher, *rates):
     return parse_space(
         {"searcher": searcher, "num_trials": 2, "parameters": {"training.lr": lr}}, "s.yaml"
     )
-
-
-def begin(folder, config):
-    folder.mkdir(parents=True)
-    (folder / "data.json").write_text(json.dumps(DATA))
-    settings = {"config": to_dict(config), "space": None}
-    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +160,7 @@ def test_results_that_cannot_be_compared_are_refused(tiny, tmp_path):
 
     refused(sweep__warm_start="frist", match="no such sweep in .*; there are: first, second")
     refused(model__kwargs__loss="mse", match="run with model.kwargs.loss=energy")
-    (folder / "data.json").write_text(json.dumps({**DATA, "fingerprint": "other"}))
+    (folder / "data.json").write_text(json.dumps({**INPUTS, "fingerprint": "other"}))
     refused(match="it was run on other data")
 
 
@@ -193,7 +183,7 @@ def test_other_inputs_are_learnt_from_but_not_continued_and_another_path_is_no_o
         ({"features": "w"}, 0),
         ({"encoder": {"sha256": "d"}}, 0),
     ):
-        (folder / "data.json").write_text(json.dumps(DATA | change))
+        (folder / "data.json").write_text(json.dumps(INPUTS | change))
         trainings, learnt = read_earlier(folder, later, space("tpe"))
         assert (len(trainings), len(learnt)) == (continued, 3)
 
