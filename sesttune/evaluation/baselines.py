@@ -22,7 +22,6 @@ from sesttune.evaluation.predictors import Predictor, parts
 from sesttune.model.losses import loss_function
 from sesttune.system.cached_folder import Progress, no_progress
 
-MEANS = "means of conditions"
 CELLS_OF_MEAN = 512
 """Cells of a condition or context that its mean is taken of: it moves by 4 % of their spread."""
 
@@ -107,7 +106,7 @@ def _means(
         overall += change
         if condition.pert in changes:
             changes[condition.pert] += change
-        progress(MEANS, done, len(conditions))
+        progress("means of conditions", done, len(conditions))
     overall /= len(times)
     return (
         by_context,
