@@ -56,7 +56,7 @@ def page(data: ReportData, figures: Sequence[Shown], numbers: Sequence[str]) -> 
             f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<header><h1>{escape(data.name)}</h1></header>\n<main>",
             _verdict(data),
-            '<section id="cost"><h2>Cost saved</h2>',
+            '<section id="cost"><h2>Cost</h2>',
             *(f"<p>{escape(line)}</p>" for line in data.cost),
             "</section>",
             _leaderboard(data, numbers),

@@ -72,7 +72,7 @@ def test_verdict_and_next_commands_come_first_then_cost_and_leaderboard() -> Non
     found = Parsed(page(DATA, FIGURES, ["val_loss"]))
     assert found.of("h2") == [
         "Verdict and next command",
-        "Cost saved",
+        "Cost",
         "Leaderboard",
         "One & only",
         "Two",
